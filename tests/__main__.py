@@ -28,10 +28,10 @@ def environment() -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--requirement", REQUIREMENTS]
-        subprocess.run(pip, check=True)
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
     except subprocess.CalledProcessError:
-        sys.exit(f"The tools were not installed: see above. On Debian `apt-get install python3-venv`, then try again.")
+        sys.exit("The tools were not installed: see above. On Debian `apt-get install python3-venv`, then try again.")
     shutil.copy(REQUIREMENTS, installed)
     return python
 
