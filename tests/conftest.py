@@ -33,8 +33,7 @@ def certtool() -> RunCerttool:
         done = subprocess.run(
             [sys.executable, str(CERTTOOL), *map(str, args)],
             input=stdin or "",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             encoding="utf-8",
             cwd=cwd,
             env=child_env(**(env or {})),

@@ -1,4 +1,4 @@
-"""What the tests share: a running server, a raw connection, other Pythons, and what to do where a program is missing."""
+"""What the tests share: a running server, a raw connection, other Pythons, what to do where a program is missing."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CERTTOOL = ROOT / "certtool.py"
 SAMPLE = ROOT / "sample.csv"
+
+if sys.platform == "win32":  # where only Ctrl-Break reaches another process, and only one with a group of its own
+    INTERRUPT, NEW_GROUP = signal.CTRL_BREAK_EVENT, subprocess.CREATE_NEW_PROCESS_GROUP
+else:
+    INTERRUPT, NEW_GROUP = signal.SIGINT, 0
 
 READY = "Waiting for client request"
 START_SECONDS = 30.0  # for a server to be ready, on a busy machine
@@ -104,13 +109,12 @@ class Server:
             stderr=subprocess.PIPE,
             encoding="utf-8",
             env=child_env(**(env or {})),
-            creationflags=subprocess.CREATE_NEW_PROCESS_GROUP if sys.platform == "win32" else 0,
+            creationflags=NEW_GROUP,
         )
         self._texts: Tuple[List[str], List[str]] = ([], [])
-        assert self.process.stdout and self.process.stderr
+        streams = (self.process.stdout, self.process.stderr)
         self._readers = [
-            threading.Thread(target=self._read, args=pair, daemon=True)
-            for pair in zip((self.process.stdout, self.process.stderr), self._texts)
+            threading.Thread(target=self._read, args=pair, daemon=True) for pair in zip(streams, self._texts)
         ]
         for reader in self._readers:
             reader.start()
@@ -122,9 +126,11 @@ class Server:
             raise
 
     @staticmethod
-    def _read(stream: IO[str], lines: List[str]) -> None:
+    def _read(stream: Optional[IO[str]], lines: List[str]) -> None:
+        assert stream, "a pipe"
         with stream:
-            lines.extend(stream)
+            for line in stream:
+                lines.append(line)
 
     def _port(self) -> int:
         deadline = time.monotonic() + START_SECONDS
@@ -147,12 +153,13 @@ class Server:
 
     def wait_for(self, text: str, seconds: float = 10) -> None:
         """Return once the server has written `text` to stdout; fail after `seconds` or when it ends without."""
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
         while text not in self.output:
             if self.process.poll() is not None:
                 self.wait()
-            ended = self.process.returncode is not None and text not in self.output
-            assert not ended and time.monotonic() < deadline, f"No {text!r} in:\n{self.output}\n{self.errors}"
+                seconds = 0
+            if text not in self.output and time.monotonic() - began >= seconds:
+                raise AssertionError(f"No {text!r} in:\n{self.output}\n{self.errors}")
             time.sleep(0.01)
 
     def http(
@@ -163,7 +170,7 @@ class Server:
         headers: Optional[Mapping[str, str]] = None,
         timeout: float = 30,
     ) -> Tuple[http.client.HTTPResponse, bytes]:
-        """Send one request on a connection of its own; return the response, for its status and headers, and its body."""
+        """Send one request on a connection of its own; return the response (status and headers) and its body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request(method, path, body, dict(headers or {}))
@@ -189,8 +196,8 @@ class Server:
         return self.post({"ProductKey": product_key, "DeviceID": device_id, "Action": action})
 
     def interrupt(self) -> None:
-        """Press Ctrl-C (Ctrl-Break on Windows, where only that reaches another process)."""
-        self.process.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT)
+        """Press Ctrl-C."""
+        self.process.send_signal(INTERRUPT)
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
         """Wait for the server to end, read the rest of its output and return its exit code."""
