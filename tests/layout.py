@@ -21,36 +21,12 @@ MAP_LINE = re.compile(r"^ +\d+\. .*$", re.MULTILINE)
 MAP_ENTRY = re.compile(r"(\d+)\. (\S.*?)(?=  |$)")
 
 PURE = "(pure)"
-PURE_MODULES = frozenset(
-    [
-        "array",
-        "base64",
-        "binascii",
-        "bisect",
-        "codecs",
-        "collections",
-        "contextlib",
-        "csv",
-        "dataclasses",
-        "datetime",
-        "enum",
-        "functools",
-        "hashlib",
-        "hmac",
-        "io",
-        "itertools",
-        "json",
-        "math",
-        "operator",
-        "re",
-        "string",
-        "struct",
-        "typing",
-        "unicodedata",
-    ]
+PURE_MODULES = set(
+    """__future__ array base64 binascii bisect codecs collections contextlib csv dataclasses datetime enum functools hashlib
+    hmac io itertools json math operator re string struct typing unicodedata""".split()
 )
-IMPURE_BUILTINS = frozenset(["__import__", "breakpoint", "eval", "exec", "input", "open", "print"])
-IMPURE_ATTRIBUTES = frozenset(["now", "open", "today", "utcnow"])  # datetime.now, io.open, date.today
+IMPURE_BUILTINS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
+IMPURE_ATTRIBUTES = {"now", "open", "today", "utcnow"}  # datetime.now, io.open, date.today
 
 
 class Section(NamedTuple):
@@ -201,7 +177,7 @@ def _purity_faults(statements: List[Statement], origin: Dict[str, str]) -> Itera
 
 
 def _impure(uses: Uses, origin: Dict[str, str], definers: Dict[str, List[Statement]]) -> Set[str]:
-    imported = {name for name in uses.names & origin.keys() if origin[name] not in PURE_MODULES | {"__future__"}}
+    imported = {name for name in uses.names & origin.keys() if origin[name] not in PURE_MODULES}
     builtin = (uses.names & IMPURE_BUILTINS) - definers.keys()
     attributes = {f".{name}" for name in uses.attributes & IMPURE_ATTRIBUTES}
     return imported | builtin | attributes | (uses.modules - PURE_MODULES)
