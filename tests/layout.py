@@ -22,8 +22,8 @@ MAP_ENTRY = re.compile(r"(\d+)\. (\S.*?)(?=  |$)")
 
 PURE = "(pure)"
 PURE_MODULES = set(
-    """__future__ array base64 binascii bisect codecs collections contextlib csv dataclasses datetime enum functools hashlib
-    hmac io itertools json math operator re string struct typing unicodedata""".split()
+    """__future__ array base64 binascii bisect codecs collections contextlib csv dataclasses datetime enum functools
+    hashlib hmac io itertools json math operator re string struct typing unicodedata""".split()
 )
 IMPURE_BUILTINS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
 IMPURE_ATTRIBUTES = {"now", "open", "today", "utcnow"}  # datetime.now, io.open, date.today
