@@ -5,18 +5,20 @@
     python certtool.py import identities.csv             add certificates to the store, also beside a running server
     python certtool.py query [DEVICE_NAME]               what became of a certificate
     python certtool.py release | void DEVICE_NAME        what only a person may decide
+    python certtool.py request PRODUCT_KEY --server IP   what a station does: check the link, or play a whole line
     python certtool.py crc PK DN DS PS [PRODUCT_ID]      the checksum that devices verify
 
 This one file is the whole product: copy it alone to a PC with CPython 3.8 or newer, nothing installed.
 
 Map of the sections; each uses only those above it, and the pure ones know no file, socket or clock:
 
-     2. Limits and constants                     8. Store: lock, import files, journal, recovery
-     3. Errors                                   9. Service: decide, record, commit
-     4. CRC32                                   10. Protocol messages (pure)
-     5. Credential and state machine (pure)     11. HTTP server
-     6. Identity-file reader (pure)             12. Console
-     7. Journal codec (pure)                    13. Command line
+     2. Limits and constants                     9. Service: decide, record, commit
+     3. Errors                                  10. Protocol messages (pure)
+     4. CRC32                                   11. HTTP server
+     5. Credential and state machine (pure)     12. Console
+     6. Identity-file reader (pure)             13. Station
+     7. Journal codec (pure)                    14. Command line
+     8. Store: lock, import files, journal, recovery
 
 The flow of one request. `CertServer` (11) is one thread that turns a loop. In a turn it reads every ready connection;
 each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as
@@ -911,7 +913,13 @@ class JournalReader:
         try:
             seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
             event = Event(
-                kind, parse_time(moment), product_key, device_name, device_id, station, json.loads(detail or "{}")
+                kind,
+                parse_time(moment),
+                product_key,
+                device_name,
+                device_id,
+                station,
+                json.loads(detail) if detail else {},
             )
             if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0):
                 raise ValueError("out of order")
@@ -1922,12 +1930,21 @@ RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 MANAGEMENT = "/certtool/"
 LOOPBACK_HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+RESULTS = {  # of an event's kind, for the console
+    "allocate": "allocated",
+    "rerequest": "same again, is Written",
+    "written": "Written",
+    "failed": "Failed",
+    "release": "released",
+    "void": "voided",
+    SAME: "same again",
+}
 OPERATIONS = {"release": RELEASE, "void": MAKE_VOID}
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class RequestEvent(NamedTuple):
-    """One request for the console: `result` is the kind of event it took, or the code that refused it."""
+    """One request for the console: `result` is one of RESULTS, or tells the code that refused it."""
 
     time: int
     station: str
@@ -2082,11 +2099,11 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             if verb == REQUEST:
                 given = server.service.request(product_key, device_id, self.station, now)
                 name, device_id = given.certificate.credential.device_name, given.device_id
-                result = given.kind or "same certificate"
+                result = RESULTS[given.kind]
                 reply = format_certificate(given.certificate, device_id, server.crc_as_int)
             else:
                 name, kind = server.service.report(product_key, device_id, verb, self.station, now)
-                result = kind or "known already"
+                result = RESULTS[kind]
                 reply = format_acknowledgement(product_key, device_id)
             self.reply(200, reply, recorded=True)
         except CertToolError as error:
@@ -2420,7 +2437,7 @@ class CertServer(http.server.HTTPServer):
             force = fields.get("force") is True
             message, kind = self.service.operate(OPERATIONS[operation], name, key, reason, who, force, _now())
             handler.reply(200, json.dumps({"Status": "OK", "Message": message}).encode(), recorded=True)
-            result = kind or "known already"
+            result = RESULTS[kind]
         except CertToolError as error:
             handler.reply(error.http_status, format_error(error), recorded=True)
             result = f"refused: {error.code}"
@@ -2585,7 +2602,199 @@ def _event_line(event: RequestEvent) -> str:
 
 
 # ======================================================================================================================
-# 13. Command line
+# 13. Station
+# ======================================================================================================================
+# The other side of the wire, as a programmer or a device does it: one connection for each request, a limit on all it waits
+# for and on all it takes. A request with a DeviceID is repeated when the network fails, since it gets the same certificate
+# again; one without an id is not, once it was sent: each would take another certificate.
+
+STATION_SECONDS = 10.0  # for one attempt, from connecting to the last byte
+STATION_ATTEMPTS = 3
+STATION_PAUSE = 0.5  # seconds between two attempts
+MAX_ANSWER = 64 * 1024  # bytes of head and body; ours are about 400
+
+
+class NoAnswer(CertToolError):
+    """No usable answer came. `sent` tells whether the server may have seen the request."""
+
+    def __init__(self, message: str, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class ServerRefused(CertToolError):
+    """The server answered that it does not do this."""
+
+
+class Station:
+    """Asks the server at `host`, `port` for certificates and reports burns. Safe to use from several threads."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self.server = f"{host}:{port}"
+
+    def request(self, product_key: str, device_id: str) -> Dict[str, Any]:
+        """Return the answer's object, its checksum verified. Raises NoAnswer or ServerRefused."""
+        answer = self._ask({"ProductKey": product_key, "DeviceID": device_id or None, "Action": REQUEST})
+        fields = [answer.get(name, "") for name in COLUMNS[:5]]
+        if not all(isinstance(field, str) for field in fields) or not all(fields[:3]):
+            raise NoAnswer(f"The answer of {self.server} is no certificate: is that a certtool?", True)
+        checksum = crc32("".join(fields).encode("utf-8", "replace"))
+        if answer.get("CRC32") not in (checksum, f"{checksum:08X}", f"{checksum:08x}"):
+            raise NoAnswer(f"The CRC32 of the certificate from {self.server} is wrong: do not burn it.", True)
+        return answer
+
+    def report(self, product_key: str, device_id: str, succeeded: bool) -> None:
+        """Report a burn. Raises NoAnswer or ServerRefused."""
+        action = BURN_SUCCEEDED if succeeded else BURN_FAILED
+        self._ask({"ProductKey": product_key, "DeviceID": device_id, "Action": action})
+
+    def _ask(self, message: Mapping[str, Any]) -> Dict[str, Any]:
+        for attempt in range(1, STATION_ATTEMPTS + 1):
+            try:
+                status, body = self._exchange(json.dumps(message).encode())
+                return self._answer(status, body)
+            except NoAnswer as error:
+                if attempt == STATION_ATTEMPTS or (error.sent and not message["DeviceID"]):
+                    raise
+                time.sleep(STATION_PAUSE)
+        raise AssertionError  # the loop returns or raises
+
+    def _answer(self, status: int, body: bytes) -> Dict[str, Any]:
+        try:
+            answer = parse_object(body)
+        except BadRequest:
+            raise NoAnswer(f"{self.server} answered {status} without JSON: is that a certtool?", True) from None
+        if status == 200 and answer.get("Status") == "OK":
+            return answer
+        if status == 503:
+            raise NoAnswer(f"{self.server} could not record it: {_one_line(answer.get('Message'))}", True)
+        said = _one_line(answer.get("Message")) or "without a reason"
+        raise ServerRefused(f"{self.server} refused: {status} {_one_line(answer.get('Status'))}: {said}")
+
+    def _exchange(self, body: bytes) -> Tuple[int, bytes]:
+        """Send one request, return HTTP status and body."""
+        deadline = time.monotonic() + STATION_SECONDS
+        head = (
+            f"POST / HTTP/1.1\r\nHost: {self.server}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        sent = False
+        try:
+            with socket.create_connection((self.host, self.port), STATION_SECONDS) as connection:
+                sent = True
+                connection.sendall(head.encode() + body)
+                return _read_answer(connection, deadline)
+        except socket.timeout:
+            why = f"did not answer within {STATION_SECONDS:.0f} s"
+        except (ValueError, http.client.HTTPException):
+            why = "sent something that is no whole HTTP answer"
+        except OSError as error:
+            why = f"is not reachable ({error.strerror or 'no such host'})"
+        raise NoAnswer(f"{self.server} {why}: check its address and port, the cable and the firewall.", sent)
+
+
+class _Received:
+    """Bytes in the place of a socket, for http.client to parse."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return self._file
+
+
+def _read_answer(connection: socket.socket, deadline: float) -> Tuple[int, bytes]:
+    """Read until the answer is whole or the server closes. Raises socket.timeout, ValueError, HTTPException, OSError."""
+    data = b""
+    while len(data) <= MAX_ANSWER:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise socket.timeout
+        connection.settimeout(left)
+        chunk = connection.recv(RECEIVE)
+        data += chunk
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(\r|$)", head, re.IGNORECASE)
+        chunked = b"chunked" in head.lower() and body.endswith(b"0\r\n\r\n")
+        if not chunk or end and (chunked or length and len(body) >= int(length[1])):
+            response = http.client.HTTPResponse(_Received(data))  # type: ignore[arg-type]
+            response.begin()
+            return response.status, response.read()
+    raise ValueError("more than an answer")
+
+
+def _one_line(text: object) -> str:
+    """Show what a server sent: printable, on one line, not endless."""
+    return "".join(c if c.isprintable() else "?" for c in str(text or "")[:200])
+
+
+class LineReport:
+    """What a played line saw: each answer's latency in seconds, refusals by text, devices by certificate."""
+
+    def __init__(self) -> None:
+        self.latencies: List[float] = []
+        self.failures: Dict[str, int] = {}
+        self.devices: Dict[Tuple[str, str], List[str]] = {}
+        self.seconds = 0.0
+
+    def as_json(self) -> Dict[str, Any]:
+        """Rate in answers a second, latencies in milliseconds, and how many certificates two devices got."""
+        ordered = sorted(self.latencies) or [0.0]
+        latency = {
+            f"p{part}": 1000 * ordered[min(len(ordered) * part // 100, len(ordered) - 1)] for part in (50, 90, 99)
+        }
+        return {
+            "answers": len(self.latencies),
+            "failures": self.failures,
+            "seconds": round(self.seconds, 3),
+            "rate": round(len(self.latencies) / max(self.seconds, 1e-9), 1),
+            "latency_ms": {name: round(value, 2) for name, value in {**latency, "max": 1000 * ordered[-1]}.items()},
+            "certificates": len(self.devices),
+            "duplicates": sum(len(devices) > 1 for devices in self.devices.values()),
+        }
+
+
+def play_line(station: Station, product_key: str, prefix: str, count: int, stations: int, report: str) -> LineReport:
+    """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 and so on; `report` is "" or a result."""
+    result = LineReport()
+    numbers = iter(range(1, count + 1))
+    guard = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with guard:
+                number = next(numbers, None)
+            if number is None:
+                return
+            device_id = f"{prefix}-{number}"
+            began = time.perf_counter()
+            try:
+                answer = station.request(product_key, device_id)
+                took = time.perf_counter() - began
+                if report:
+                    station.report(product_key, device_id, report == "ok")
+            except CertToolError as error:
+                with guard:
+                    result.failures[str(error)] = result.failures.get(str(error), 0) + 1
+            else:
+                with guard:
+                    result.latencies.append(took)
+                    result.devices.setdefault((product_key, answer["DeviceName"]), []).append(device_id)
+
+    threads = [threading.Thread(target=work) for _ in range(min(stations, count))]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+# ======================================================================================================================
+# 14. Command line
 # ======================================================================================================================
 # Exit codes: 0 done, 1 refused or failed, 2 usage. Errors are translated here, once: one line on stderr, no traceback.
 
@@ -2699,6 +2908,18 @@ def _parser() -> argparse.ArgumentParser:
         if name == "release":
             operation.add_argument("--force", action="store_true", help="also where it is Written")
 
+    request = add("request", run_request, "Ask a server for a certificate, as a station does, and check the answer.")
+    request.add_argument("product_key", metavar="PRODUCT_KEY")
+    request.add_argument("device_id", metavar="DEVICE_ID", nargs="?", default="", help="none: the server makes one up")
+    request.add_argument("--server", required=True, type=_server, metavar="HOST[:PORT]", help="default port 8000")
+    request.add_argument("--report", choices=("ok", "failed"), default="", help="then report the burn")
+    request.add_argument("--show-secrets", action="store_true", help="do not mask ProductSecret and DeviceSecret")
+    request.add_argument("--json", action="store_true", help="print one JSON object")
+    request.add_argument(
+        "--count", type=_count, metavar="N", help="play a whole line: takes N certificates of the pool"
+    )
+    request.add_argument("--stations", type=_stations, default=1, metavar="M", help="at a time, with --count")
+
     crc = add("crc", run_crc, "Print the checksum that devices verify.")
     for name in ("pk", "dn", "ds", "ps"):
         crc.add_argument(name, metavar=name.upper())
@@ -2718,6 +2939,19 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError("a number of rows is 1 or more")
     return int(text)
+
+
+def _stations(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError("a number of stations is from 1 to 1000")
+    return int(text)
+
+
+def _server(text: str) -> Tuple[str, int]:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", text)
+    if not match or int(match[2] or DEFAULT_PORT) > 65535:
+        raise argparse.ArgumentTypeError("a server is HOST or HOST:PORT, such as 192.168.1.10:8000")
+    return match[1].strip("[]"), int(match[2] or DEFAULT_PORT)
 
 
 def _network(text: str) -> str:
@@ -2992,6 +3226,53 @@ def _who() -> str:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
         return "unknown"
+
+
+# -- request -----------------------------------------------------------------------------------------------------------
+
+
+def run_request(options: argparse.Namespace) -> int:
+    """Be a station, or many of them."""
+    wrong = "" if _KEY.fullmatch(options.product_key) else "PRODUCT_KEY"
+    if not _DEVICE_ID.fullmatch(options.device_id.strip()):
+        wrong = "DEVICE_ID"
+    if wrong:
+        raise UsageError(f"{wrong} is not 1-{FIELD_LENGTH} printable ASCII characters.")
+    station = Station(*options.server)
+    return _play(options, station) if options.count else _request_one(options, station)
+
+
+def _request_one(options: argparse.Namespace, station: Station) -> int:
+    answer = station.request(options.product_key, options.device_id.strip())
+    if options.report:
+        station.report(options.product_key, str(answer.get("DeviceID")), options.report == "ok")
+    if not options.show_secrets:
+        answer.update({name: "********" for name in SECRET_COLUMNS if answer.get(name)})
+    if options.json:
+        print(json.dumps({**answer, "Reported": options.report or None}))
+        return 0
+    for name in (*COLUMNS, "CRC32"):
+        print(f"{name + ':':<15}{_one_line(answer.get(name))}")
+    print("The CRC32 is right." + (f" The burn is reported: {options.report}." if options.report else ""))
+    return 0
+
+
+def _play(options: argparse.Namespace, station: Station) -> int:
+    prefix = options.device_id.strip() or "line-" + secrets.token_hex(4)
+    played = play_line(station, options.product_key, prefix, options.count, options.stations, options.report)
+    report = played.as_json()
+    if options.json:
+        print(json.dumps(report))
+    else:
+        latency = ", ".join(f"{name} {value:.1f}" for name, value in report["latency_ms"].items())
+        print(f"{report['answers']:,} answers in {report['seconds']:.1f} s: {report['rate']:,.0f} a second.")
+        print(f"Latency in ms: {latency}.")
+        print(f"{report['certificates']:,} different certificates, {report['duplicates']:,} given to two devices.")
+        for failure, times in report["failures"].items():
+            print(f"{times:,} times: {failure}")
+    if report["duplicates"] or report["failures"]:
+        return _fail("The line did not run clean: see above.", 1)
+    return 0
 
 
 # -- query and crc -----------------------------------------------------------------------------------------------------
