@@ -2604,9 +2604,9 @@ def _event_line(event: RequestEvent) -> str:
 # ======================================================================================================================
 # 13. Station
 # ======================================================================================================================
-# The other side of the wire, as a programmer or a device does it: one connection for each request, a limit on all it waits
-# for and on all it takes. A request with a DeviceID is repeated when the network fails, since it gets the same certificate
-# again; one without an id is not, once it was sent: each would take another certificate.
+# The other side of the wire, as a programmer or a device does it: one connection for each request, a limit on all it
+# waits for and on all it takes. A request with a DeviceID is repeated when the network fails, since it gets the same
+# certificate again; one without an id is not, once it was sent: each would take another certificate.
 
 STATION_SECONDS = 10.0  # for one attempt, from connecting to the last byte
 STATION_ATTEMPTS = 3
@@ -2706,7 +2706,7 @@ class _Received:
 
 
 def _read_answer(connection: socket.socket, deadline: float) -> Tuple[int, bytes]:
-    """Read until the answer is whole or the server closes. Raises socket.timeout, ValueError, HTTPException, OSError."""
+    """Read until the answer is whole or the server closes. Raises OSError, ValueError or HTTPException."""
     data = b""
     while len(data) <= MAX_ANSWER:
         left = deadline - time.monotonic()
@@ -2718,7 +2718,8 @@ def _read_answer(connection: socket.socket, deadline: float) -> Tuple[int, bytes
         head, end, body = data.partition(b"\r\n\r\n")
         length = re.search(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(\r|$)", head, re.IGNORECASE)
         chunked = b"chunked" in head.lower() and body.endswith(b"0\r\n\r\n")
-        if not chunk or end and (chunked or length and len(body) >= int(length[1])):
+        whole = chunked or (length and len(body) >= int(length[1]))
+        if not chunk or (end and whole):
             response = http.client.HTTPResponse(_Received(data))  # type: ignore[arg-type]
             response.begin()
             return response.status, response.read()
@@ -2757,7 +2758,7 @@ class LineReport:
 
 
 def play_line(station: Station, product_key: str, prefix: str, count: int, stations: int, report: str) -> LineReport:
-    """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 and so on; `report` is "" or a result."""
+    """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 ...; `report` is "", "ok" or "failed"."""
     result = LineReport()
     numbers = iter(range(1, count + 1))
     guard = threading.Lock()
@@ -2814,6 +2815,8 @@ SECRET_COLUMNS = ("ProductSecret", "DeviceSecret")
 TABLE_LIMIT = 50  # rows of a table on a terminal, unless --limit says otherwise
 MANAGEMENT_SECONDS = 900.0  # for a running server to import what we hand it
 
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; return the exit code."""
@@ -2867,6 +2870,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data", metavar="DIR", help="the store (default: certtool-data beside certtool.py)")
         return command
 
+    _add_store_commands(add)
+    _add_asking_commands(add)
+    return parser
+
+
+def _add_store_commands(add: AddCommand) -> None:
+    """Add what runs the store: serve, import, release, void."""
     serve = add("serve", run_serve, "Give certificates to devices and programmers over HTTP.")
     serve.add_argument("port", nargs="?", type=_port, default=DEFAULT_PORT, help="default 8000; 0 takes a free one")
     serve.add_argument("--host", default="0.0.0.0", metavar="ADDR", help="address to listen on (default: all)")
@@ -2887,16 +2897,6 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--dry-run", action="store_true", help="report as an import would, and change nothing")
     importing.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
-    query = add("query", run_query, "Show what became of certificates.")
-    query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
-    query.add_argument("--device-id", metavar="ID")
-    query.add_argument("--product-key", metavar="K")
-    query.add_argument("--batch", metavar="B")
-    query.add_argument("--status", metavar="S", type=_status, help=", ".join(STATUS_NAMES))
-    query.add_argument("--limit", type=_count, metavar="N", help=f"rows at most (default: {TABLE_LIMIT} on a terminal)")
-    query.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    query.add_argument("--show-secrets", action="store_true", help="add ProductSecret and DeviceSecret")
-
     for name, text in (
         ("release", "Give a certificate back to the pool. Only where no device has it any more."),
         ("void", "Take a certificate out of use, for ever."),
@@ -2907,6 +2907,19 @@ def _parser() -> argparse.ArgumentParser:
         operation.add_argument("--product-key", default="", metavar="K", help="where two products have that name")
         if name == "release":
             operation.add_argument("--force", action="store_true", help="also where it is Written")
+
+
+def _add_asking_commands(add: AddCommand) -> None:
+    """Add what only looks or asks: query, request, crc."""
+    query = add("query", run_query, "Show what became of certificates.")
+    query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
+    query.add_argument("--device-id", metavar="ID")
+    query.add_argument("--product-key", metavar="K")
+    query.add_argument("--batch", metavar="B")
+    query.add_argument("--status", metavar="S", type=_status, help=", ".join(STATUS_NAMES))
+    query.add_argument("--limit", type=_count, metavar="N", help=f"rows at most (default: {TABLE_LIMIT} on a terminal)")
+    query.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    query.add_argument("--show-secrets", action="store_true", help="add ProductSecret and DeviceSecret")
 
     request = add("request", run_request, "Ask a server for a certificate, as a station does, and check the answer.")
     request.add_argument("product_key", metavar="PRODUCT_KEY")
@@ -2926,7 +2939,6 @@ def _parser() -> argparse.ArgumentParser:
     crc.add_argument("product_id", metavar="PRODUCT_ID", nargs="?", default="", help="of a Bluetooth product")
     crc.add_argument("--format", choices=("hex", "int"), default="hex")
     crc.add_argument("--quiet", action="store_true", help="print the checksum alone")
-    return parser
 
 
 def _port(text: str) -> int:
