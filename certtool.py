@@ -2476,7 +2476,8 @@ class CertServer(http.server.HTTPServer):
             report: ImportReport = done.value
             handler.reply(200, json.dumps({"Status": "OK", "Report": report.as_json()}).encode())
             if report.ok:
-                self.notify(f"Imported: {report.imported} certificates, {', '.join(report.batches) or 'nothing new'}.")
+                batches = f" as batch {', '.join(report.batches)}" if report.batches else ""
+                self.notify(f"Imported {report.imported:,} of {report.read:,} rows{batches}.")
         except CertToolError as error:
             handler.reply(error.http_status, format_error(error))
         except Exception as error:
@@ -2598,7 +2599,7 @@ def _clock(moment: int) -> str:
 
 def _event_line(event: RequestEvent) -> str:
     moment, station, action, device_id, device_name, result = event
-    return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<20} {device_name:<20} {result}"
+    return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<25} {device_name:<20} {result}"
 
 
 # ======================================================================================================================
