@@ -2759,7 +2759,7 @@ class LineReport:
 
 
 def play_line(station: Station, product_key: str, prefix: str, count: int, stations: int, report: str) -> LineReport:
-    """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 ...; `report` is "", "ok" or "failed"."""
+    """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 and so on; `report` as in --report."""
     result = LineReport()
     numbers = iter(range(1, count + 1))
     guard = threading.Lock()
