@@ -959,7 +959,8 @@ class JournalReader:
 IMPORT_COLUMNS = (*COLUMNS, "CRC32")
 IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
 OPEN_IMPORTS = 16  # import files kept open for reading
-PROGRESS_EVENTS = 20_000  # events or rows between two reports of progress
+READ_BYTES = 1 << 20  # of an import file in one step
+PROGRESS_EVENTS = 20_000  # events between two reports of progress
 TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
 TORN_SECONDS = 0.05  # between two such looks
 
@@ -1056,8 +1057,8 @@ class Lock:
                 break
             time.sleep(TORN_SECONDS)
         who = f"certtool {holder.get('command', '')}".strip() + f" (process {holder.get('pid', 'unknown')}"
-        who += f", port {holder['port']})" if "port" in holder else ")"
-        return StoreBusy(f"The store {os.path.dirname(path)} is in use by {who}: stop that first.", holder)
+        who += f", port {holder['port']}): stop that first." if "port" in holder else "): wait until it is done."
+        return StoreBusy(f"The store {os.path.dirname(path)} is in use by {who}", holder)
 
 
 class ImportFile:
@@ -1069,18 +1070,20 @@ class ImportFile:
         self.offsets = array("Q")
         self.file: Optional[BinaryIO] = None
 
-    def load(self, staged: Staged, sha256: str, rows: int) -> None:
+    def load(self, staged: Staged, sha256: str, rows: int, progress: Progress) -> None:
         """Read all rows into `staged`. Raises StoreError unless the file is, byte for byte, what was imported."""
         digest = hashlib.sha256(IMPORT_HEADER)
         offset = len(IMPORT_HEADER)
         try:
             with open(self.path, "rb") as file:
                 right = file.readline() == IMPORT_HEADER
-                for line in file:
-                    digest.update(line)
-                    self.offsets.append(offset)
-                    offset += len(line)
-                    staged.add(_credential_of(line))
+                for lines in iter(lambda: file.readlines(READ_BYTES), []):
+                    digest.update(b"".join(lines))
+                    for line in lines:
+                        self.offsets.append(offset)
+                        offset += len(line)
+                        staged.add(_credential_of(line))
+                    progress(f"reading {os.path.basename(self.path)}", len(self.offsets), rows)
         except OSError as error:
             raise StoreError(
                 f"{self.path} cannot be read ({error.strerror}): put it back, it holds certificates."
@@ -1237,8 +1240,7 @@ class Store:
             for look in range(TORN_READS):
                 for event in reader.events(file):
                     if event.kind == "import":
-                        progress(f"reading {event.detail.get('file')}", reader.offset, size)
-                        self._load_import(event, state)
+                        self._load_import(event, state, progress)
                     try:
                         state.apply(event)
                     except (KeyError, IndexError):
@@ -1256,14 +1258,14 @@ class Store:
         progress("reading the journal", size, size)
         return reader
 
-    def _load_import(self, event: Event, state: State) -> None:
+    def _load_import(self, event: Event, state: State, progress: Progress) -> None:
         try:
             name, rows, sha256, batch = (event.detail[key] for key in ("file", "rows", "sha256", "batch"))
         except KeyError:
             raise StoreError(f"journal.csv: the import at {format_time(event.time)} lacks its details.") from None
         imported = ImportFile(os.path.join(self._imports_folder, name), len(state.names))
         staged = Staged(imported.first, batch)
-        imported.load(staged, sha256, rows)
+        imported.load(staged, sha256, rows, progress)
         state.prepared.append(staged)
         self.adopt(imported)
 
@@ -1494,9 +1496,12 @@ def _in_a_thread(action: Callable[[], None]) -> Generator[None, None, None]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    while thread.is_alive():
-        thread.join(0.002)
-        yield
+    try:
+        while thread.is_alive():
+            thread.join(0.002)
+            yield
+    finally:
+        thread.join()
     if failures:
         raise failures[0]
 
@@ -2405,7 +2410,8 @@ class CertServer(http.server.HTTPServer):
             if len(self._allowed) > MAX_CONNECTIONS:
                 self._allowed.clear()
             address = ipaddress.ip_address(station.partition("%")[0])
-            self._allowed[station] = any(address in network for network in self._networks)
+            mapped = getattr(address, "ipv4_mapped", None) or address
+            self._allowed[station] = any(mapped in network for network in self._networks)
         return self._allowed[station]
 
     def unexpected(self, error: Exception) -> None:
@@ -2589,7 +2595,8 @@ class Console:
             self._write([f"{_clock(_now())}  many at once: {counts}"])
 
     def _write(self, lines: List[str]) -> None:
-        self._stream.write("\n".join(lines) + "\n")
+        for line in lines:  # a batch may be named after a file, and a file's name may hold anything
+            self._stream.write("".join(c if c.isprintable() else "?" for c in line) + "\n")
         self._stream.flush()
 
 
@@ -2843,7 +2850,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"certtool: {sentence}", file=sys.stderr)
+    print(f"certtool: {' '.join(sentence.splitlines())}", file=sys.stderr)
     return code
 
 
