@@ -103,9 +103,13 @@ def build_wheel(directory: str, config_settings: Settings = None, metadata_direc
     import setuptools
     from setuptools import build_meta
 
-    with tempfile.TemporaryDirectory() as folder:
-        # build_meta calls setup() for a project without a setup.py: this is what it then finds.
-        setuptools.setup = functools.partial(setuptools.setup, ext_modules=[extension(folder)])
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        try:
+            # build_meta calls setup() for a project without a setup.py: this is what it then finds.
+            module = extension(os.path.relpath(folder))
+            setuptools.setup = functools.partial(setuptools.setup, ext_modules=[module])
+        except ImportError as error:
+            print(f"Without the C extension: {error}", file=sys.stderr)
         return str(build_meta.build_wheel(directory, config_settings, metadata_directory))
 
 
