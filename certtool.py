@@ -19,10 +19,10 @@ Map of the sections; each uses only those above it, and the pure ones know no fi
      7. Journal codec (pure)                    13. Command line
 
 The flow of one request. `CertServer` (11) is one thread that turns a loop. In a turn it reads every ready connection;
-each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as a
-journal line (7) and applies it to the state. At the end of the turn the store (8) writes all lines with one write and one
-fsync: a group commit. Only then do the replies of the turn leave. State is never saved: it is the import files plus the
-journal, replayed through the same `apply`, so that the live and the recovered state cannot differ.
+each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as
+a journal line (7) and applies it to the state. At the end of the turn the store (8) writes all lines with one write and
+one fsync: a group commit. Only then do the replies of the turn leave. State is never saved: it is the import files plus
+the journal, replayed through the same `apply`, so that the live and the recovered state cannot differ.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from json.encoder import encode_basestring_ascii as quote
 from typing import (
     IO,
@@ -78,7 +78,6 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
-    Type,
     Union,
 )
 
@@ -386,8 +385,8 @@ def crc32_name() -> str:
 # 5. Credential and state machine (pure)
 # ======================================================================================================================
 # Theory of operation. A certificate is known by its number: its position over all imports, from 0. Its secrets stay on
-# disk; the state keeps what changes. A command is looked up in TABLE by the certificate's status. The cell is the kind of
-# event to record, SAME (nothing new to record: the answer is as before), or the error that refuses it.
+# disk; the state keeps what changes. A command is looked up in TABLE by the certificate's status. The cell is the kind
+# of event to record, SAME (nothing new to record: the answer is as before), or the error that refuses it.
 #
 #   `decide` looks and never changes. `apply` changes and never refuses: an event is a fact. What `apply` changed can be
 #   put back with `restore`, for the one case in which an event did not become durable after all.
@@ -405,29 +404,31 @@ FORCED_RELEASE = "release --force"
 Cell = Union[str, CertToolError]
 
 
-def _no_device(verb: str) -> UnknownDevice:
-    return UnknownDevice(f"This DeviceID holds no certificate of this product: request one before {verb}.")
-
-
+_NO_DEVICE = UnknownDevice("This DeviceID holds no certificate of this product: request one before reporting.")
 _VOIDED = Voided("The certificate of this DeviceID was voided: ask the line's operator.")
+_NOT_ALLOCATED = Refused("It is not allocated: there is nothing to release.")
+_VOID_FOR_EVER = Refused("It is void, and a void certificate is never given out again.")
 
 # fmt: off
 TABLE: Tuple[Tuple[Cell, ...], ...] = (
-    #                request       burn succeeded                burn failed                   release           void
+    #                request       burn succeeded   burn failed   release          void
     # Unallocated
-    (                "allocate",   _no_device("reporting"),      _no_device("reporting"),
-                     Refused("It is not allocated: there is nothing to release."),                               "void"),
+    (                "allocate",   _NO_DEVICE,      _NO_DEVICE,   _NOT_ALLOCATED,  "void"),
     # Allocated
-    (                SAME,         "written",                    "failed",                     "release",        "void"),
+    (                SAME,         "written",       "failed",     "release",       "void"),
     # Written
-    (                "rerequest",  SAME,                         "failed",                     FORCED_RELEASE,   "void"),
+    (                "rerequest",  SAME,            "failed",     FORCED_RELEASE,  "void"),
     # Failed
-    (                "allocate",   "written",                    SAME,                         "release",        "void"),
+    (                "allocate",   "written",       SAME,         "release",       "void"),
     # Void
-    (                _VOIDED,      _VOIDED,                      _VOIDED,
-                     Refused("It is void, and a void certificate is never given out again."),                    SAME),
+    (                _VOIDED,      _VOIDED,         _VOIDED,      _VOID_FOR_EVER,  SAME),
 )
 # fmt: on
+
+
+def _fresh(error: CertToolError) -> CertToolError:
+    """A table's error without the traceback of whoever raised it before."""
+    return type(error)(*error.args)
 
 
 class Credential(NamedTuple):
@@ -445,7 +446,9 @@ class Credential(NamedTuple):
 
     def payload(self) -> bytes:
         """The bytes whose CRC32 the device verifies; the order is that of the vendor's reference code (CONTRACT 1)."""
-        return f"{self.product_key}{self.device_name}{self.device_secret}{self.product_secret}{self.product_id}".encode()
+        return (
+            f"{self.product_key}{self.device_name}{self.device_secret}{self.product_secret}{self.product_id}".encode()
+        )
 
 
 class Command(NamedTuple):
@@ -592,12 +595,12 @@ class State:
             held = product.devices.get(command.device_id)
             if held is None:
                 if command.verb != REQUEST:
-                    raise _no_device("reporting")
+                    raise _fresh(_NO_DEVICE)
                 held = self._next_free(product)
             number = held
         kind = TABLE[self._status[number]][command.verb]
         if isinstance(kind, CertToolError):
-            raise type(kind)(*kind.args)
+            raise _fresh(kind)
         if kind == SAME:
             return number, None
         if kind == FORCED_RELEASE:
@@ -720,8 +723,8 @@ KINDS = frozenset(EFFECTS) | {"store", "import"}
 # ======================================================================================================================
 # 6. Identity-file reader (pure)
 # ======================================================================================================================
-# CSV from the cloud console or a spreadsheet (CONTRACT 4): bytes in, a credential or a reason for each row out. A message
-# never quotes a cell: in a file without a header line, or with shifted columns, any cell may be a secret.
+# CSV from the cloud console or a spreadsheet (CONTRACT 4): bytes in, a credential or a reason for each row out. A
+# message never quotes a cell: in a file without a header line, or with shifted columns, any cell may be a secret.
 
 Row = Tuple[int, Union[Credential, str]]  # physical line from 1, and the credential or the reason against it
 
@@ -730,7 +733,7 @@ REQUIRED = COLUMNS[:3]
 OPTIONAL_FROM = {"ProductKey": "--product-key", "ProductSecret": "--product-secret", "ProductID": "--product-id"}
 SEPARATORS = ",;\t"
 
-_PRINTABLE = re.compile(r"[!-~]{1,%d}" % FIELD_LENGTH)
+_PRINTABLE = re.compile(rf"[!-~]{{1,{FIELD_LENGTH}}}")
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9\-_@.:]{4,32}")
 _MANGLED = re.compile(r"\d(\.\d+)?E[+-]\d{2,}|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)")
 _LINE_END = "\r\n"
@@ -801,7 +804,7 @@ class IdentityFile:
                 groups = match.groups()
                 yield line, Credential(*[groups[place] if isinstance(place, int) else place for place in places])
                 continue
-            cells = self._cells(line, text)
+            cells = self._cells(text)
             if isinstance(cells, str):
                 yield line, cells
             elif "".join(cells).strip():
@@ -819,8 +822,8 @@ class IdentityFile:
 
     def _fast_pattern(self) -> Callable[[str], Optional[re.Match[str]]]:
         """One expression that accepts only plain and right lines, a group for each cell; the others go the long way."""
-        plain = f"[^{re.escape(self._separator)}\"\\x00-\\x20\\x7f-\\U0010ffff]"
-        cells = ["([^%s\"\\r\\n]*)" % re.escape(self._separator)] * self._width
+        plain = f'[^{re.escape(self._separator)}"\\x00-\\x20\\x7f-\\U0010ffff]'
+        cells = [f'([^{re.escape(self._separator)}"\\r\\n]*)'] * self._width
         for column, place in zip(COLUMNS, self._places):
             if isinstance(place, int):
                 lowest = 1 if column in REQUIRED else 0
@@ -828,7 +831,7 @@ class IdentityFile:
                 cells[place] = name if column == "DeviceName" else f"({plain}{{{lowest},{FIELD_LENGTH}}})"
         return re.compile(re.escape(self._separator).join(cells) + r"\r?\n?").fullmatch
 
-    def _cells(self, line: int, text: str) -> Union[List[str], str]:
+    def _cells(self, text: str) -> Union[List[str], str]:
         """Split a row, which a quoted cell may carry over several lines; a reason where its quotes do not match."""
         taken: List[Tuple[int, str]] = []
         record = text
@@ -852,25 +855,26 @@ class IdentityFile:
         if len(cells) != self._width:
             return f"The row has {len(cells)} cells where the header line has {self._width}."
         values = [cells[place] if isinstance(place, int) else place for place in self._places]
-        reasons = filter(None, map(check_field, COLUMNS, values))
-        return next(reasons, None) or Credential(*values)
+        for column, value in zip(COLUMNS, values):
+            reason = check_field(column, value)
+            if reason:
+                return reason
+        return Credential(*values)
 
 
 def _sniff_encoding(data: bytes) -> str:
     if data[:2] == b"PK" or data[:4] == b"\xd0\xcf\x11\xe0":
         raise BadFile("This is a spreadsheet, not a CSV file: save it as CSV and import that.")
-    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        candidates = ["utf-16"]
-    else:
-        candidates = ["utf-8-sig", "gb18030"]
-    place = 0
-    for encoding in candidates:
+    place, utf16 = 0, data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    for encoding in ["utf-16"] if utf16 else ["utf-8-sig", "gb18030"]:
         try:
             data.decode(encoding)
             return encoding
         except UnicodeDecodeError as error:
             place = max(place, error.start)
-    raise BadFile("The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", _line_at(data, place))
+    raise BadFile(
+        "The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", _line_at(data, place)
+    )
 
 
 def _line_at(data: bytes, place: int) -> int:
@@ -932,10 +936,7 @@ def encode_cell(text: str) -> str:
 
 def decode_cells(text: str) -> List[str]:
     """Read a line of cells that `encode_cell` wrote. Raises csv.Error where the quotes do not match."""
-    if '"' not in text:
-        cells = text.split(",")
-    else:
-        cells = next(csv.reader([text], strict=True))
+    cells = next(csv.reader([text], strict=True)) if '"' in text else text.split(",")
     if "'" in text:
         cells = [cell[1:] if cell[:1] == "'" else cell for cell in cells]
     return cells
@@ -995,8 +996,8 @@ class JournalWriter:
 class JournalReader:
     """Decodes a journal line by line. After each event `offset`, `seq` and `digest` stand behind its line.
 
-    `torn` is what follows the last line end: a write that was cut short. Iterating raises StoreError at any other damage
-    and names the line.
+    `torn` is what follows the last line end: a write that was cut short. Iterating raises StoreError at any other
+    damage and names the line.
     """
 
     def __init__(self) -> None:
@@ -1035,7 +1036,7 @@ class JournalReader:
             raise self._damage("is not an event") from None
         if kind not in KINDS or (kind == "store" and event.detail.get("version") != FORMAT_VERSION):
             raise StoreError(
-                f"journal.csv line {self.seq + 2} ({ascii(kind[:40])}) was written by a newer certtool: use that one."
+                f"journal.csv line {self.seq + 2} ({kind[:40]!a}) was written by a newer certtool: use that one."
             )
         self.seq += 1
         self.digest = expected
@@ -1048,6 +1049,7 @@ class JournalReader:
             "ask which certificates were given out since then before serving."
         )
 
+
 # ======================================================================================================================
 # 8. Store: lock, import files, journal, recovery
 # ======================================================================================================================
@@ -1058,10 +1060,10 @@ class JournalReader:
 #     journal.torn-OFFSET       bytes that recovery cut off the journal there, for the curious
 #     lock                      held by the one writer; tells who that is
 #
-# Crash windows. An import file is complete and synced before its event is written; without the event it is an orphan that
-# nobody reads. An event counts once its line is whole and synced; a torn last line was never acknowledged, so the next
-# writer cuts it. After a failed write the file is cut back to the last good line. After a failed fsync nobody knows what
-# is on the disk, so this process records nothing any more; the next start reads what is there.
+# Crash windows. An import file is complete and synced before its event is written; without the event it is an orphan
+# that nobody reads. An event counts once its line is whole and synced; a torn last line was never acknowledged, so the
+# next writer cuts it. After a failed write the file is cut back to the last good line. After a failed fsync nobody
+# knows what is on the disk, so this process records nothing any more; the next start reads what is there.
 
 IMPORT_COLUMNS = (*COLUMNS, "CRC32")
 IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
@@ -1129,8 +1131,8 @@ def _try_lock(descriptor: int) -> bool:
 class Lock:
     """The right to write to a store, held until `release` or the end of the process.
 
-    Raises StoreBusy where another process holds it. The file tells others who the holder is and how to reach it; that is
-    true only while the lock is held, and nobody else reads it, since it is 0600.
+    Raises StoreBusy where another process holds it. The file tells others who the holder is and how to reach it; that
+    is true only while the lock is held, and nobody else reads it, since it is 0600.
     """
 
     def __init__(self, path: str, command: str) -> None:
@@ -1189,7 +1191,9 @@ class ImportFile:
                     offset += len(line)
                     staged.add(_credential_of(line))
         except OSError as error:
-            raise StoreError(f"{self.path} cannot be read ({error.strerror}): put it back, it holds certificates.") from None
+            raise StoreError(
+                f"{self.path} cannot be read ({error.strerror}): put it back, it holds certificates."
+            ) from None
         except (ValueError, TypeError, csv.Error):
             right = False
         if not right or digest.hexdigest() != sha256 or len(self.offsets) != rows:
@@ -1264,11 +1268,12 @@ class ImportWriter:
 class Store:
     """The files. What the service asks of it is what a store on a database server would have to offer:
 
-    `load` once; `certificate` to read one; `append` and `commit` to record; `new_import` and `adopt` to add certificates;
-    `close`. `notes` are sentences for the operator about what was found.
+    `load` once; `certificate` to read one; `append` and `commit` to record; `new_import` and `adopt` to add
+    certificates; `close`. `notes` are sentences for the operator about what was found.
 
     A writer takes the lock, makes a new store where there is none, and repairs a torn tail. A reader (`writer=False`)
-    changes nothing and may run beside a writer. Construction and `load` raise StoreError (StoreBusy) and change nothing.
+    changes nothing and may run beside a writer. Construction and `load` raise StoreError (StoreBusy) and change
+    nothing.
     """
 
     def __init__(self, folder: str, command: str = "", writer: bool = True) -> None:
@@ -1310,7 +1315,7 @@ class Store:
         except OSError as error:
             self.close()
             raise StoreError(
-                f"The store {folder} cannot be written ({error.strerror}): check its rights, or name another with --data."
+                f"The store {folder} cannot be written ({error.strerror}): check its rights, or use another --data."
             ) from None
 
     def load(self, state: State, progress: Optional[Progress] = None) -> None:
@@ -1322,8 +1327,8 @@ class Store:
             self._note_orphans()
             if reader.seq == 0 and self._last_import:
                 raise StoreError(
-                    f"{self._journal_path} is missing or empty while imports were made. Nothing was changed. Put back the "
-                    "journal: without it certificates that are in devices would be given out again."
+                    f"{self._journal_path} is missing or empty while imports were made. Nothing was changed. Put back "
+                    "the journal: without it certificates that are in devices would be given out again."
                 )
             if self.writer:
                 self._open_journal(reader)
@@ -1410,7 +1415,7 @@ class Store:
         os.ftruncate(self._journal, reader.offset)
         os.fsync(self._journal)
         self.notes.append(
-            f"journal.csv ended in half a line, which was never acknowledged: its {len(reader.torn)} bytes are now in {name}."
+            f"journal.csv ended in half a line, never acknowledged: its {len(reader.torn)} bytes are in {name} now."
         )
 
     # -- reading and recording -----------------------------------------------------------------------------------------
@@ -1483,7 +1488,9 @@ class Store:
         try:
             return ImportWriter(self._imports_folder, self._last_import, name, first)
         except OSError as error:
-            raise StoreUnavailable(f"An import file could not be made ({error.strerror}): free the store's disk.") from None
+            raise StoreUnavailable(
+                f"An import file could not be made ({error.strerror}): free the store's disk."
+            ) from None
 
     def adopt(self, imported: ImportFile) -> None:
         """Take a file whose event is durable among those that `certificate` reads."""
@@ -1504,6 +1511,7 @@ class Store:
 
 def _now() -> int:
     return int(time.time() * 1000)
+
 
 # ======================================================================================================================
 # 9. Service: decide, record, commit
@@ -1534,7 +1542,7 @@ class ImportOptions(NamedTuple):
 
 
 class ImportReport:
-    """What an import did: counts of rows, and what is wrong with each bad row or file. `ok` means that it took effect."""
+    """What an import did: counts of rows, and what is wrong with each bad row or file. `ok`: it took effect."""
 
     def __init__(self, dry_run: bool) -> None:
         self.read = self.imported = self.duplicates = self.rejected = 0
@@ -1630,8 +1638,8 @@ class _Import:
 class Service:
     """What certtool does, for whoever asks. `notify` gets sentences that an operator should see.
 
-    The methods that record raise CertToolError and then have changed nothing. What they changed becomes durable, and may
-    be told to anybody, after `commit`.
+    The methods that record raise CertToolError and then have changed nothing. What they changed becomes durable, and
+    may be told to anybody, after `commit`.
     """
 
     def __init__(
@@ -1729,7 +1737,8 @@ class Service:
     def import_files(self, uploads: Sequence[Upload], options: ImportOptions) -> Generator[None, None, ImportReport]:
         """Import files, all or nothing unless `skip_bad`, in slices of a few milliseconds; return the report.
 
-        Only one may run at a time. Closing the generator before its end, or a StoreUnavailable from it, changes nothing.
+        Only one may run at a time. Closing the generator before its end, or a StoreUnavailable from it, changes
+        nothing.
         """
         report = ImportReport(options.dry_run)
         imports: List[_Import] = []
@@ -1751,7 +1760,9 @@ class Service:
                         yield from _in_a_thread(new.writer.sync)
                 self._adopt([new for new in imports if new.staged.names])
         except OSError as error:
-            raise StoreUnavailable(f"The import could not be written ({error.strerror}): free the store's disk.") from None
+            raise StoreUnavailable(
+                f"The import could not be written ({error.strerror}): free the store's disk."
+            ) from None
         finally:
             for new in imports:
                 if new.writer:
@@ -1849,17 +1860,32 @@ class Service:
             adopted.append((new.staged, imported, Event("import", _now(), detail=new.detail)))
             self.store.append(adopted[-1][2])
         self.store.commit()
-        for staged, imported, event in adopted:
-            self.state.prepared.append(staged)
+        for prepared, imported, event in adopted:
+            self.state.prepared.append(prepared)
             self.state.apply(event)
             self.store.adopt(imported)
+
 
 # ======================================================================================================================
 # 10. Protocol messages (pure)
 # ======================================================================================================================
-# Bytes to request, answer to bytes (CONTRACT 1). HTTP's framing is read here too, and strictly: what a lenient reader would
-# guess at could be half a request, and half a request could burn a certificate.
+# Bytes to request, answer to bytes (CONTRACT 1). HTTP's framing is read here too, and strictly: what a lenient reader
+# would guess at could be half a request, and half a request could burn a certificate.
 
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    408: "Request Timeout",
+    409: "Conflict",
+    410: "Gone",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}  # every HTTP status that is ever sent
 ACTIONS = (REQUEST, BURN_SUCCEEDED, BURN_FAILED)  # the wire's numbers are the state machine's columns
 ACTION_NAMES = ("request", "burned", "failed")
 
@@ -1867,8 +1893,8 @@ _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _REQUEST_LINE = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/(\d\.\d)")
 _HEADER_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*)")
 _LENGTH = re.compile(r"\d{1,12}")
-_KEY = re.compile(r"[ -~]{1,%d}" % FIELD_LENGTH)
-_DEVICE_ID = re.compile(r"[ -~]{0,%d}" % DEVICE_ID_LENGTH)
+_KEY = re.compile(rf"[ -~]{{1,{FIELD_LENGTH}}}")
+_DEVICE_ID = re.compile(rf"[ -~]{{0,{DEVICE_ID_LENGTH}}}")
 
 
 class Head(NamedTuple):
@@ -1958,7 +1984,9 @@ def parse_request(body: bytes) -> Tuple[str, str, int]:
     if device_id is None:
         device_id = ""
     if not isinstance(device_id, str) or not _DEVICE_ID.fullmatch(device_id.strip()):
-        raise BadRequest(f"DeviceID must be a string of at most {DEVICE_ID_LENGTH} printable ASCII characters, or null.")
+        raise BadRequest(
+            f"DeviceID must be a string of at most {DEVICE_ID_LENGTH} printable ASCII characters, or null."
+        )
     device_id = device_id.strip()
     if type(action) is not int or action not in ACTIONS:
         raise BadRequest("Action must be 0 (request), 1 (burn succeeded) or 2 (burn failed).")
@@ -1992,16 +2020,17 @@ def format_error(error: CertToolError) -> bytes:
 def format_reply(http_status: int, body: bytes, keep_alive: bool, content_type: str = "application/json") -> bytes:
     """Frame an answer. It has no Date: the clocks of line PCs jump (RFC 9110, 6.6.1)."""
     return (
-        f"HTTP/1.1 {http_status} {http.client.responses[http_status]}\r\nContent-Type: {content_type}\r\n"
+        f"HTTP/1.1 {http_status} {REASONS[http_status]}\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
     ).encode() + body
+
 
 # ======================================================================================================================
 # 11. HTTP server
 # ======================================================================================================================
 # One thread, one loop. A turn: read every ready connection; run every whole request; commit once; send the replies; a
-# slice of an import, if one is under way. No reply of the service leaves before the commit of its turn: that is the order
-# of the turn, not a rule to remember. A half-sent request costs a buffer and has a deadline.
+# slice of an import, if one is under way. No reply of the service leaves before the commit of its turn: that is the
+# order of the turn, not a rule to remember. A half-sent request costs a buffer and has a deadline.
 #
 # The LAN sees only the protocol. Management is POST /certtool/..., from a loopback peer, to a loopback Host, with the
 # token that `serve` leaves in the store's lock file.
@@ -2028,8 +2057,8 @@ class RequestEvent(NamedTuple):
 class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     """One connection. `feed` takes what has arrived; `do_POST` and `do_GET` run over a whole request, never a part.
 
-    The base class reads and writes blocking streams; this one keeps its vocabulary (`command`, `path`, `headers`, `do_...`)
-    and leaves the streams to the loop.
+    The base class reads and writes blocking streams; this one keeps its vocabulary (`command`, `path`, `headers`,
+    `do_...`) and leaves the streams to the loop.
     """
 
     server: CertServer
@@ -2282,8 +2311,10 @@ Reply = Tuple[CertRequestHandler, bytes, bool, bool]  # connection, bytes, recor
 
 
 class CertServer(http.server.HTTPServer):
-    """The loop. Construction binds and listens and raises CertToolError where the address is taken or wrong; it is ready once
-    `serve_forever` runs. `on_event` gets what a console shows of each request, `notify` sentences for the operator.
+    """The loop. Construction binds and listens, and raises CertToolError where the address is taken or wrong.
+
+    It is ready once `serve_forever` runs. `on_event` gets what a console shows of each request, `notify` sentences for
+    the operator.
     """
 
     allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
@@ -2321,7 +2352,7 @@ class CertServer(http.server.HTTPServer):
         try:
             super().__init__((host, port), CertRequestHandler)
             self._listeners.append(self.socket)
-            if not is_loopback(self.server_address[0]) and self.server_address[0] not in ("0.0.0.0", "::"):
+            if not is_loopback(self.server_name) and self.server_name not in ("0.0.0.0", "::"):
                 self._listeners.append(socket.create_server(("127.0.0.1", self.server_port), backlog=BACKLOG))
         except (OSError, OverflowError) as error:
             raise CertToolError(_why_not_bound(host, port, error)) from None
@@ -2334,7 +2365,7 @@ class CertServer(http.server.HTTPServer):
         if sys.platform == "win32":
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def serve_forever(self, poll_interval: float = TICK_SECONDS) -> None:
         """Turn the loop until `stopping` is set; then send what is still to be sent, and close."""
@@ -2410,7 +2441,7 @@ class CertServer(http.server.HTTPServer):
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
-    def _accept(self, listener: socket.socket, events: int) -> None:
+    def _accept(self, listener: socket.socket, _events: int) -> None:
         for _ in range(ACCEPTS):
             try:
                 connection, address = listener.accept()
@@ -2499,7 +2530,9 @@ class CertServer(http.server.HTTPServer):
         if operation not in OPERATIONS:
             raise BadRequest("There is no such management request.")
         fields = parse_object(handler.body)
-        name, key, reason, who = (str(fields.get(field, "")) for field in ("device_name", "product_key", "reason", "who"))
+        name, key, reason, who = (
+            str(fields.get(field, "")) for field in ("device_name", "product_key", "reason", "who")
+        )
         try:
             force = fields.get("force") is True
             message, kind = self.service.operate(OPERATIONS[operation], name, key, reason, who, force, _now())
@@ -2511,7 +2544,7 @@ class CertServer(http.server.HTTPServer):
         self.turn_events.append(RequestEvent(_now(), handler.station, operation, "-", name, result))
 
     def _start_import(self, handler: CertRequestHandler) -> None:
-        """The body is a line of JSON, {"options": {...}, "files": [[name, bytes], ...]}, and the files' bytes after it."""
+        """The body is a line of JSON, {"options": {...}, "files": [[name, size], ...]}, and behind it the files."""
         if self.job:
             raise Refused("Another import is under way: wait until it is done, and try again.")
         line, _, rest = handler.body.partition(b"\n")
@@ -2575,7 +2608,8 @@ def _why_not_bound(host: str, port: int, error: Exception) -> str:
         return f"Port {port} is in use by another program: stop it, or choose another port, such as serve {port + 1}."
     if number == errno.EACCES:
         return f"Port {port} is not free for us: choose one above 1023, such as serve {DEFAULT_PORT}."
-    return f"{host} port {port} cannot be used ({getattr(error, 'strerror', None) or error}): is --host an address of this PC?"
+    return f"{host} port {port} cannot be used ({getattr(error, 'strerror', error)}): is --host an address of this PC?"
+
 
 # ======================================================================================================================
 # 12. Console
@@ -2666,6 +2700,7 @@ def _event_line(event: RequestEvent) -> str:
     moment, station, action, device_id, device_name, result = event
     return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<20} {device_name:<20} {result}"
 
+
 # ======================================================================================================================
 # 13. Command line
 # ======================================================================================================================
@@ -2726,7 +2761,9 @@ class _VersionAction(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="certtool", description="Hand out each device certificate once, and never forget to whom.", allow_abbrev=False
+        prog="certtool",
+        description="Hand out each device certificate once, and never forget to whom.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and which CRC32 runs")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
@@ -2743,7 +2780,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="0.0.0.0", metavar="ADDR", help="address to listen on (default: all)")
     serve.add_argument("--import", dest="files", action="append", default=[], metavar="FILE", help="import first")
     serve.add_argument("--crc-format", choices=("hex", "int"), default="hex", help="how CRC32 is sent")
-    serve.add_argument("--allow", action="append", default=[], type=_network, metavar="CIDR", help="only these stations")
+    serve.add_argument(
+        "--allow", action="append", default=[], type=_network, metavar="CIDR", help="only these stations"
+    )
     serve.add_argument("--require-device-id", action="store_true", help="refuse requests without a DeviceID")
 
     importing = add("import", run_import, "Add certificates to the store, also beside a running server.")
@@ -2902,7 +2941,7 @@ def _announce(server: CertServer, store: Store) -> None:
 
 
 def _stop_on_signals(server: CertServer) -> None:
-    def stop(number: int, frame: Any) -> None:
+    def stop(_number: int, _frame: Any) -> None:
         server.stopping = True
 
     signal.signal(signal.SIGINT, stop)
@@ -3083,9 +3122,9 @@ def run_query(options: argparse.Namespace) -> int:
     if limit is None and options.format == "table" and sys.stdout.isatty():
         limit = TABLE_LIMIT
     with contextlib.closing(store):
-        rows = itertools.islice(_query(options, store, state), None if limit is None else limit + 1)
-        first = next(rows, None)
-        rows = itertools.chain([] if first is None else [first], rows)
+        found = itertools.islice(_query(options, store, state), None if limit is None else limit + 1)
+        first = next(found, None)
+        rows = itertools.chain([] if first is None else [first], found)
         if options.format == "table":
             _print_table(columns, list(rows), limit)
         else:
@@ -3153,7 +3192,7 @@ def _print_table(columns: Sequence[str], rows: List[Tuple[str, ...]], limit: Opt
     """Draw a table, with tabulate where it is installed; both have the same content."""
     shown = [row[: len(columns)] for row in rows[:limit]]
     try:
-        from tabulate import tabulate
+        from tabulate import tabulate  # noqa: PLC0415 - only where it is there
     except ImportError:
         widths = [max(map(len, column)) for column in zip(columns, *shown)]
         for cells in (columns, ["-" * width for width in widths], *shown):
