@@ -312,9 +312,8 @@ def _load_crc32(path: str) -> _Crc32:
     """Return the routine in the extension at `path`. Raises whatever loading it raises; ValueError if it is wrong."""
     with open(path, "rb") as file:
         head = file.read(64).ljust(64)
-    if head.startswith(
-        b"\x7fELF"
-    ):  # which ends with its section headers; loading one that was cut short is a bus error
+    if head.startswith(b"\x7fELF"):
+        # It ends with its section headers. Loading one that was cut short would be a bus error.
         start, entry, count = struct.unpack_from("=40xQ10xHH" if sys.maxsize > 2**32 else "=32xI10xHH", head)
         if os.path.getsize(path) < start + entry * count:
             raise ImportError("the file is cut short")
