@@ -2955,6 +2955,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console in GBK cannot show every name
+    if crc32_warning:
+        print(f"certtool: {crc32_warning}", file=sys.stderr)
     try:
         options = _parser().parse_args(arguments)
         code: int = options.run(options)

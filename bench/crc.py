@@ -12,7 +12,6 @@ import sys
 import time
 import zlib
 from array import array
-from pathlib import Path
 from typing import Callable, List, Optional, Tuple
 
 import certtool
