@@ -47,6 +47,7 @@ import io
 import ipaddress
 import itertools
 import json
+import operator
 import os
 import re
 import secrets
@@ -455,9 +456,7 @@ class Credential(NamedTuple):
 
     def payload(self) -> bytes:
         """The bytes whose CRC32 the device verifies; the order is that of the vendor's reference code (CONTRACT 1)."""
-        return (
-            f"{self.product_key}{self.device_name}{self.device_secret}{self.product_secret}{self.product_id}".encode()
-        )
+        return "".join(self[:5]).encode()
 
 
 class Command(NamedTuple):
@@ -533,19 +532,27 @@ class Staged:
         self.names: List[str] = []
         self.products: Dict[str, Product] = {}
 
-    def add(self, credential: Credential) -> None:
-        """Prepare one certificate; the caller has made sure that neither its name nor its device is taken."""
-        product = self.products.get(credential.product_key)
+    def add(self, product_key: str, names: Sequence[str], device_ids: Sequence[str]) -> None:
+        """Prepare certificates of one product; the caller has made sure that no name and no device is taken.
+
+        `device_ids` has an id, or "", for each name; it may be empty, where no certificate is bound in advance.
+        """
+        product = self.products.get(product_key)
         if product is None:
-            product = self.products[credential.product_key] = Product(credential.product_key)
-        number = self.first + len(self.names)
-        self.names.append(credential.device_name)
-        product.names[credential.device_name] = number
-        product.counts[UNALLOCATED] += 1
-        if credential.device_id:
-            product.devices[credential.device_id] = number
-        else:
-            product.pool.append(number)
+            product = self.products[product_key] = Product(product_key)
+        first = self.first + len(self.names)
+        numbers = range(first, first + len(names))
+        self.names.extend(names)
+        product.names.update(zip(names, numbers))
+        product.counts[UNALLOCATED] += len(names)
+        if not any(device_ids):
+            product.pool.extend(numbers)
+            return
+        for number, device_id in zip(numbers, device_ids):
+            if device_id:
+                product.devices[device_id] = number
+            else:
+                product.pool.append(number)
 
 
 class State:
@@ -788,30 +795,33 @@ class IdentityFile:
         self._separator, names = _sniff_separator(header)
         self._width = len(names)
         keys = [re.sub(r"[\s_-]", "", name).lower() for name in names]
-        self._places: List[Union[int, str]] = []  # for each of COLUMNS the cell's index, or the fixed value
+        places: List[int] = []  # for each of COLUMNS the index of its cell; behind a row's cells stand the fixed ones
+        self._fixed: List[str] = []
         missing = []
         for column in COLUMNS:
-            places = [index for index, key in enumerate(keys) if key == column.lower()]
-            if len(places) > 1:
+            found = [index for index, key in enumerate(keys) if key == column.lower()]
+            if len(found) > 1:
                 raise BadFile(f"The header line names {column} twice: leave one of them out.", start)
-            if not places and column in REQUIRED and not options.get(column):
+            if not found and column in REQUIRED and not options.get(column):
                 missing.append(column + (f" (or {OPTIONAL_FROM[column]})" if column in OPTIONAL_FROM else ""))
-            self._places.append(places[0] if places else options.get(column, ""))
+            if not found:
+                found = [self._width + len(self._fixed)]
+                self._fixed.append(options.get(column, ""))
+            places += found
         if missing:
             raise BadFile(f"The first line must name the columns; there is none for {', '.join(missing)}.", start)
         known = {column.lower() for column in COLUMNS}
         self.ignored = [name.strip() or "(no name)" for name, key in zip(names, keys) if key not in known]
-        self._fast = self._fast_pattern()
+        self._pick = operator.itemgetter(*places)
+        self._fast = self._fast_pattern(places)
 
     def rows(self) -> Iterator[Row]:
         """Yield each row that is not blank. A bad one never hides the rows after it."""
-        fast, places = self._fast, self._places
-        cells: Union[Sequence[str], str]
+        fast, pick, fixed = self._fast, self._pick, tuple(self._fixed)
         for line, text in self._physical_lines():
             match = fast(text)
             if match and "E+" not in text and "E-" not in text and "#" not in text:
-                groups = match.groups()
-                yield line, Credential(*[groups[place] if isinstance(place, int) else place for place in places])
+                yield line, Credential._make(pick(match.groups() + fixed))
                 continue
             cells = self._cells(text)
             if isinstance(cells, str):
@@ -829,12 +839,12 @@ class IdentityFile:
                     return
                 yield numbered
 
-    def _fast_pattern(self) -> Callable[[str], Optional[re.Match[str]]]:
+    def _fast_pattern(self, places: Sequence[int]) -> Callable[[str], Optional[re.Match[str]]]:
         """One expression that accepts only plain and right lines, a group for each cell; the others go the long way."""
         plain = f'[^{re.escape(self._separator)}"\\x00-\\x20\\x7f-\\U0010ffff]'
         cells = [f'([^{re.escape(self._separator)}"\\r\\n]*)'] * self._width
-        for column, place in zip(COLUMNS, self._places):
-            if isinstance(place, int):
+        for column, place in zip(COLUMNS, places):
+            if place < self._width:
                 lowest = 1 if column in REQUIRED else 0
                 name = f"({_DEVICE_NAME.pattern})"
                 cells[place] = name if column == "DeviceName" else f"({plain}{{{lowest},{FIELD_LENGTH}}})"
@@ -863,7 +873,7 @@ class IdentityFile:
     def _credential(self, cells: Sequence[str]) -> Union[Credential, str]:
         if len(cells) != self._width:
             return f"The row has {len(cells)} cells where the header line has {self._width}."
-        values = [cells[place] if isinstance(place, int) else place for place in self._places]
+        values = self._pick([*cells, *self._fixed])
         for column, value in zip(COLUMNS, values):
             reason = check_field(column, value)
             if reason:
@@ -930,6 +940,7 @@ JOURNAL_WIDTH = 9
 DIGEST_LENGTH = 16
 
 _PLAIN = re.compile(r"[^=+\-@'\",\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
+_SPECIAL = re.compile(r"[\"']|[\n,][=+\-@]")  # of lines of printable cells: a cell that does not, but for commas
 
 
 def encode_cell(text: str) -> str:
@@ -1202,11 +1213,11 @@ class ImportFile:
             with open(self.path, "rb") as file:
                 right = file.readline() == IMPORT_HEADER
                 for lines in iter(lambda: file.readlines(READ_BYTES), []):
-                    digest.update(b"".join(lines))
-                    for line in lines:
-                        self.offsets.append(offset)
-                        offset += len(line)
-                        staged.add(_credential_of(line))
+                    data = b"".join(lines)
+                    digest.update(data)
+                    self.offsets.extend(itertools.accumulate(map(len, lines[:-1]), initial=offset))
+                    offset += len(data)
+                    _stage_rows(staged, data.decode("ascii").split("\n")[:-1])
                     progress(f"reading {os.path.basename(self.path)}", len(self.offsets), rows)
         except OSError as error:
             raise StoreError(
@@ -1232,10 +1243,29 @@ class ImportFile:
             self.file = None
 
 
+def _stage_rows(staged: Staged, lines: Sequence[str]) -> None:
+    """Prepare the rows of an import file, in runs of one product."""
+    keys, names, _, _, _, device_ids, _ = zip(*map(decode_cells, lines))
+    start = 0
+    for key, run in itertools.groupby(keys):
+        end = start + sum(1 for _ in run)
+        staged.add(key, names[start:end], device_ids[start:end])
+        start = end
+
+
 def _credential_of(line: bytes) -> Credential:
     cells = decode_cells(line[:-1].decode("ascii"))
     cells.pop()
     return Credential(*cells)
+
+
+def encode_rows(credentials: Sequence[Credential], checksums: Sequence[int]) -> List[bytes]:
+    """Return the lines of an import file for these certificates."""
+    lines = [",".join(credential) for credential in credentials]
+    text = "\n" + "\n".join(lines)
+    if _SPECIAL.search(text) or text.count(",") != (len(COLUMNS) - 1) * len(lines):
+        lines = [",".join(map(encode_cell, credential)) for credential in credentials]
+    return [b"%b,%08X\n" % (line.encode(), checksum) for line, checksum in zip(lines, checksums)]
 
 
 class ImportWriter:
@@ -1252,13 +1282,9 @@ class ImportWriter:
 
     def write(self, credentials: Sequence[Credential], checksums: Sequence[int]) -> None:
         """Append rows. Raises OSError; the file is then only good to be discarded."""
-        lines = [
-            f"{','.join(map(encode_cell, credential))},{checksum:08X}\n".encode()
-            for credential, checksum in zip(credentials, checksums)
-        ]
-        for line in lines:
-            self.imported.offsets.append(self._offset)
-            self._offset += len(line)
+        lines = encode_rows(credentials, checksums)
+        self.imported.offsets.extend(itertools.accumulate(map(len, lines[:-1]), initial=self._offset))
+        self._offset += sum(map(len, lines))
         data = b"".join(lines)
         self._digest.update(data)
         _write_all(self._descriptor, data)
@@ -1642,9 +1668,12 @@ class _Import:
         self.hashes = array("q")
         self.detail: Dict[str, Any] = {}
 
-    def add(self, credential: Credential) -> None:
-        self.staged.add(credential)
-        self.hashes.append(hash(credential))
+    def add(self, credentials: Sequence[Credential]) -> None:
+        """Take certificates that are neither in the store nor in the files before."""
+        for key, run in itertools.groupby(credentials, operator.attrgetter("product_key")):
+            rows = list(run)
+            self.staged.add(key, [row.device_name for row in rows], [row.device_id for row in rows])
+        self.hashes.extend(map(hash, credentials))
 
     def hand_over(self) -> ImportFile:
         """Close the file and complete `detail`: it is the store's now."""
@@ -1810,23 +1839,9 @@ class Service:
         imports.append(new)
         before = report.read, report.rejected
         rows = file.rows()
-        while True:
-            good, read = [], 0
-            for line, row in itertools.islice(rows, IMPORT_SLICE):
-                read += 1
-                reason = row if isinstance(row, str) else self._conflict(row, imports)
-                if reason is None:
-                    assert isinstance(row, Credential)
-                    new.add(row)
-                    good.append(row)
-                elif reason == DUPLICATE:
-                    report.duplicates += 1
-                else:
-                    report.rejected += 1
-                    report.reject(upload.name, line, reason)
-            if not read:
-                break
-            report.read += read
+        for chunk in iter(lambda: list(itertools.islice(rows, IMPORT_SLICE)), []):
+            report.read += len(chunk)
+            good = self._sift(upload.name, chunk, imports, report)
             report.imported += len(good)
             if good and new.writer:
                 new.writer.write(good, crc32_many([row.payload() for row in good]))
@@ -1837,6 +1852,36 @@ class Service:
         if new.staged.names:
             report.batches.append(batch)
             new.detail = {"batch": batch, "who": options.who, "read": read, "source": "" if rejected else source}
+
+    def _sift(
+        self, name: str, chunk: Sequence[Row], imports: Sequence[_Import], report: ImportReport
+    ) -> Sequence[Credential]:
+        """Add the new certificates of a chunk to the last of `imports` and return them; report the others."""
+        new, rows = imports[-1], [row for _, row in chunk if isinstance(row, Credential)]
+        if len(rows) == len(chunk) and self._all_new(rows, imports):
+            new.add(rows)
+            return rows
+        good = []
+        for line, row in chunk:
+            reason = row if isinstance(row, str) else self._conflict(row, imports)
+            if reason == DUPLICATE:
+                report.duplicates += 1
+            elif reason:
+                report.rejected += 1
+                report.reject(name, line, reason)
+            elif isinstance(row, Credential):
+                new.add([row])
+                good.append(row)
+        return good
+
+    def _all_new(self, rows: Sequence[Credential], imports: Sequence[_Import]) -> bool:
+        """Say at once, for what most files are made of, that no row of one product has a `_conflict`."""
+        keys, names = {row.product_key for row in rows}, {row.device_name for row in rows}
+        if len(keys) != 1 or len(names) != len(rows) or any(row.device_id for row in rows):
+            return False
+        states: List[Mapping[str, Product]] = [self.state.products, *(other.staged.products for other in imports)]
+        products = [products[key] for products in states for key in keys if key in products]
+        return all(product.names.keys().isdisjoint(names) for product in products)
 
     def _conflict(self, row: Credential, imports: Sequence[_Import]) -> Optional[str]:
         """Return None for a new certificate, DUPLICATE for one that is here already, else the reason against it."""
