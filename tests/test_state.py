@@ -310,6 +310,26 @@ def test_an_event_of_a_certificate_that_no_import_holds_is_a_key_error() -> None
             new_state().apply(event)
 
 
+def test_what_was_done_in_a_turn_is_taken_back_exactly() -> None:
+    state = new_state(4)
+    for device_id in "ABCD":
+        do(state, REQUEST, device_id=device_id)
+    for name in ("name0002", "name0000", "name0001"):
+        do(state, RELEASE, device_name=name)
+    before = snapshot(state)
+    steps = [
+        do(state, MAKE_VOID, device_name="name0000"),  # stands in the middle of the released ones
+        do(state, REQUEST, device_id="E"),  # takes the first of them, and skips the void one
+        do(state, RELEASE, device_name="name0003"),
+        do(state, REQUEST, device_id="F"),
+        do(state, BURN_SUCCEEDED, device_id="F"),
+        do(state, REQUEST, device_id="F"),
+        do(state, REQUEST, device_id="G"),
+    ]
+    undo(state, steps)
+    assert snapshot(state) == before
+
+
 # -- everything together, against a model ------------------------------------------------------------------------------
 
 
