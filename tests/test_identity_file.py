@@ -181,6 +181,12 @@ def test_a_wrong_row_is_named_by_its_line_with_the_reason_and_hides_no_row_after
     assert "DeviceName" in found[3][1]
 
 
+@pytest.mark.parametrize("cell", ["1,23E+15", "-1.23E+15"])
+def test_a_number_that_a_spreadsheet_mangled_in_other_ways_is_refused(cell: str) -> None:
+    ((_, reason),) = read(f"ProductKey;DeviceName;DeviceSecret\na1Key;lamp-0001;{cell}\n".encode())
+    assert SCIENTIFIC in str(reason)
+
+
 def test_what_only_looks_like_a_mangled_number_is_read() -> None:
     row = Credential("12E+1x", "1E5E", "E+15", "1.5E+3", "#N/A1", "1.E+15")
     assert read(f"{FULL}\n{','.join(row)}\n".encode()) == [(2, row)]
@@ -248,6 +254,10 @@ def test_what_is_no_identity_file_is_refused_with_the_line_that_shows_it(data: b
 def test_the_options_that_could_fill_a_column_are_named_only_where_they_can() -> None:
     _, reason = refusal(b"DeviceSecret\n", {"ProductKey": "a1Key"})
     assert reason.endswith("there is none for DeviceName.")
+
+
+def test_a_column_whose_name_starts_with_pk_does_not_make_a_file_a_spreadsheet() -> None:
+    assert read(b"PKI,DeviceName,DeviceSecret\n,lamp-0001,hush0001\n", {"ProductKey": "a1Key"}) == [(2, PLAIN)]
 
 
 # -- any file ----------------------------------------------------------------------------------------------------------
