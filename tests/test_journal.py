@@ -409,6 +409,13 @@ ODD_DETAILS = [
 ]
 
 
+@pytest.mark.parametrize("event", ODD_DETAILS)
+def test_a_detail_of_another_shape_is_refused_and_no_traceback(event: str, small: Small) -> None:
+    small.path.write_bytes(sealed(small, f"10,{NOW},{event}"))
+    with pytest.raises(StoreError, match=r"^journal\.csv"):
+        read_store(small.folder)
+
+
 def test_a_store_of_a_newer_format_is_refused_as_such(small: Small) -> None:
     small.path.write_bytes(b"".join(journal(START._replace(detail={"version": 2}))))
     for way in (read_store, open_store):
