@@ -5,18 +5,20 @@
     python certtool.py import identities.csv             add certificates to the store, also beside a running server
     python certtool.py query [DEVICE_NAME]               what became of a certificate
     python certtool.py release | void DEVICE_NAME        what only a person may decide
+    python certtool.py request PRODUCT_KEY --server IP   what a station does: check the link, or play a whole line
     python certtool.py crc PK DN DS PS [PRODUCT_ID]      the checksum that devices verify
 
 This one file is the whole product: copy it alone to a PC with CPython 3.8 or newer, nothing installed.
 
 Map of the sections; each uses only those above it, and the pure ones know no file, socket or clock:
 
-     2. Limits and constants                     8. Store: lock, import files, journal, recovery
-     3. Errors                                   9. Service: decide, record, commit
-     4. CRC32                                   10. Protocol messages (pure)
-     5. Credential and state machine (pure)     11. HTTP server
-     6. Identity-file reader (pure)             12. Console
-     7. Journal codec (pure)                    13. Command line
+     2. Limits and constants                     9. Service: decide, record, commit
+     3. Errors                                  10. Protocol messages (pure)
+     4. CRC32                                   11. HTTP server
+     5. Credential and state machine (pure)     12. Console
+     6. Identity-file reader (pure)             13. Station
+     7. Journal codec (pure)                    14. Command line
+     8. Store: lock, import files, journal, recovery
 
 The flow of one request. `CertServer` (11) is one thread that turns a loop. In a turn it reads every ready connection;
 each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as
@@ -39,6 +41,8 @@ import hashlib
 import hmac
 import http.client
 import http.server
+import importlib.machinery
+import importlib.util
 import io
 import ipaddress
 import itertools
@@ -50,6 +54,7 @@ import selectors
 import signal
 import socket
 import socketserver
+import struct
 import sys
 import sysconfig
 import threading
@@ -230,7 +235,10 @@ class StoreBusy(StoreError):
 # 4. CRC32
 # ======================================================================================================================
 # The IEEE checksum: polynomial 04C11DB7, reflected (EDB88320), init and xor-out FFFFFFFF. Check value: "123456789"
-# gives CBF43926. Table-driven, a byte a step.
+# gives CBF43926. Table-driven, in the C extension (_crc32.c, built by build_ext.py) where one stands beside this file
+# and computes what the Python below computes, else in Python.
+
+CRC_EXTENSION = "_certtool_crc32"
 
 
 def _crc_table() -> Tuple[int, ...]:
@@ -243,25 +251,143 @@ def _crc_table() -> Tuple[int, ...]:
 
 
 _CRC_TABLE = _crc_table()
+_CRC_PLANES = [bytes(entry >> shift & 0xFF for entry in _CRC_TABLE) for shift in (0, 8, 16, 24)]
+
+
+def crc32_pure(data: bytes, value: int = 0) -> int:
+    """`crc32` in Python, a byte a step."""
+    table = _CRC_TABLE
+    value ^= 0xFFFFFFFF
+    for byte in data:
+        value = table[value & 0xFF ^ byte] ^ value >> 8
+    return value ^ 0xFFFFFFFF
+
+
+@functools.lru_cache(maxsize=1024)
+def _crc32_of_zeros(length: int) -> int:
+    return crc32_pure(bytes(length))
+
+
+def _crc32_many_pure(payloads: Sequence[bytes]) -> List[int]:
+    """`crc32_many` in Python. A step takes one byte of each of a thousand payloads: 8 times faster than one by one.
+
+    The four bytes of all registers are four large numbers, and looking a byte up in the table is bytes.translate. All
+    begin at 0 instead of FFFFFFFF, so that zeros in front, which make them of one length, change nothing; what FFFFFFFF
+    contributes depends on the length alone, and the checksum of that many zeros is just that.
+    """
+    checksums: List[int] = []
+    for start in range(0, len(payloads), 1000):
+        part = payloads[start : start + 1000]
+        count, lengths = len(part), [len(payload) for payload in part]
+        longest = max(lengths)
+        if longest * (count + 150) > 8 * sum(lengths):  # too few of them, or too unlike in length
+            checksums.extend(map(crc32_pure, part))
+            continue
+        padded = b"".join([payload.rjust(longest, b"\0") for payload in part])
+        number = int.from_bytes
+        table0, table1, table2, table3 = _CRC_PLANES
+        plane0 = plane1 = plane2 = plane3 = 0
+        for place in range(longest):
+            index = (plane0 ^ number(padded[place::longest], "little")).to_bytes(count, "little")
+            plane0 = plane1 ^ number(index.translate(table0), "little")
+            plane1 = plane2 ^ number(index.translate(table1), "little")
+            plane2 = plane3 ^ number(index.translate(table2), "little")
+            plane3 = number(index.translate(table3), "little")
+        registers = bytearray(4 * count)
+        for byte, plane in enumerate((plane0, plane1, plane2, plane3)):
+            registers[byte::4] = plane.to_bytes(count, "little")
+        for register, length in zip(struct.unpack(f"<{count}I", registers), lengths):
+            checksums.append(register ^ _crc32_of_zeros(length))
+    return checksums
+
+
+class _Crc32(NamedTuple):
+    """One of the two routines. `warning` says why an extension that is there is not used."""
+
+    name: str
+    one: Callable[[bytes, int], int]
+    many: Callable[[Sequence[bytes]], List[int]]
+    warning: str = ""
+
+
+def _load_crc32(path: str) -> _Crc32:
+    """Return the routine in the extension at `path`. Raises whatever loading it raises; ValueError if it is wrong."""
+    with open(path, "rb") as file:
+        head = file.read(64).ljust(64)
+    if head.startswith(b"\x7fELF"):
+        # It ends with its section headers. Loading one that was cut short would be a bus error.
+        start, entry, count = struct.unpack_from("=40xQ10xHH" if sys.maxsize > 2**32 else "=32xI10xHH", head)
+        if os.path.getsize(path) < start + entry * count:
+            raise ImportError("the file is cut short")
+    loader = importlib.machinery.ExtensionFileLoader(CRC_EXTENSION, path)
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(CRC_EXTENSION, loader, origin=path))
+    loader.exec_module(module)
+    update: Callable[[int, bytes, int], int] = module.lib.crc32_update
+    batch, view = module.lib.crc32_batch, module.ffi.from_buffer
+
+    def one(data: bytes, value: int) -> int:
+        return update(value, bytes(data), len(data))
+
+    def many(payloads: Sequence[bytes]) -> List[int]:
+        offsets = array("Q", itertools.accumulate(map(len, payloads), initial=0))
+        checksums = array("I", bytes(4 * len(payloads)))
+        batch(b"".join(payloads), view("uint64_t[]", offsets), len(payloads), view("uint32_t[]", checksums))
+        return checksums.tolist()
+
+    # Each entry of each table once, each length of a tail, and one that is long enough to be folded.
+    sample = bytes(range(251)) * 26
+    payloads = [b"123456789", *(sample[:size] for size in range(32)), *(bytes([n]) * 16 for n in range(256)), sample]
+    expected = _crc32_many_pure(payloads)
+    if many(payloads) != expected or [one(payload, 0) for payload in payloads] != expected:
+        raise ValueError("its checksums are wrong")
+    if one(sample[7:], one(sample[:7], 0)) != expected[-1]:
+        raise ValueError("it does not continue a checksum")
+    return _Crc32("C extension", one, many)
+
+
+def _choose_crc32() -> _Crc32:
+    """Return the extension's routine where there is one that is right, else Python's with the reason as its warning."""
+    pure = _Crc32("pure Python", crc32_pure, _crc32_many_pure)
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        files = [name for name in os.listdir(folder) if re.match(CRC_EXTENSION + r"\..*(so|pyd)$", name)]
+    except OSError:
+        files = []
+    if not files:
+        return pure
+    path, why, remedy = os.path.join(folder, files[0]), "it is for another Python", "Rebuild it with build_ext.py"
+    # Not by `import`: with `python -I` the folder of this file is not searched.
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        if CRC_EXTENSION + suffix in files:
+            path = os.path.join(folder, CRC_EXTENSION + suffix)
+            try:
+                return _load_crc32(path)
+            except Exception as error:
+                why = " ".join(str(error).split()) or type(error).__name__
+                if isinstance(error, ImportError) and error.name == "_cffi_backend":
+                    remedy = "Install cffi (python -m pip install cffi)"
+                    if os.path.basename(folder) in ("site-packages", "dist-packages"):
+                        return pure  # pip installed certtool without [accel]: as it was asked to
+    return pure._replace(warning=f"{path} is not used, checksums run in Python: {why}. {remedy}, or delete that file.")
+
+
+_CRC32 = _choose_crc32()
+crc32_warning = _CRC32.warning  # one line for stderr, "" where all is well
 
 
 def crc32(data: bytes, value: int = 0) -> int:
     """Return the CRC32 of `data`, continuing from `value` (an earlier result, 0 to begin), as an unsigned number."""
-    table = _CRC_TABLE
-    value ^= 0xFFFFFFFF
-    for byte in data:
-        value = table[(value ^ byte) & 0xFF] ^ value >> 8
-    return value ^ 0xFFFFFFFF
+    return _CRC32.one(data, value)
 
 
 def crc32_many(payloads: Sequence[bytes]) -> List[int]:
-    """Return the CRC32 of each payload, in order."""
-    return [crc32(payload) for payload in payloads]
+    """Return the CRC32 of each payload, in order: one call of the extension for all."""
+    return _CRC32.many(payloads)
 
 
 def crc32_name() -> str:
     """Say which routine runs, for --version and serve."""
-    return "pure Python"
+    return _CRC32.name
 
 
 # ======================================================================================================================
@@ -911,7 +1037,13 @@ class JournalReader:
         try:
             seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
             event = Event(
-                kind, parse_time(moment), product_key, device_name, device_id, station, json.loads(detail or "{}")
+                kind,
+                parse_time(moment),
+                product_key,
+                device_name,
+                device_id,
+                station,
+                json.loads(detail) if detail else {},
             )
             if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0):
                 raise ValueError("out of order")
@@ -951,7 +1083,8 @@ class JournalReader:
 IMPORT_COLUMNS = (*COLUMNS, "CRC32")
 IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
 OPEN_IMPORTS = 16  # import files kept open for reading
-PROGRESS_EVENTS = 20_000  # events or rows between two reports of progress
+READ_BYTES = 1 << 20  # of an import file in one step
+PROGRESS_EVENTS = 20_000  # events between two reports of progress
 TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
 TORN_SECONDS = 0.05  # between two such looks
 
@@ -1048,8 +1181,8 @@ class Lock:
                 break
             time.sleep(TORN_SECONDS)
         who = f"certtool {holder.get('command', '')}".strip() + f" (process {holder.get('pid', 'unknown')}"
-        who += f", port {holder['port']})" if "port" in holder else ")"
-        return StoreBusy(f"The store {os.path.dirname(path)} is in use by {who}: stop that first.", holder)
+        who += f", port {holder['port']}): stop that first." if "port" in holder else "): wait until it is done."
+        return StoreBusy(f"The store {os.path.dirname(path)} is in use by {who}", holder)
 
 
 class ImportFile:
@@ -1061,18 +1194,20 @@ class ImportFile:
         self.offsets = array("Q")
         self.file: Optional[BinaryIO] = None
 
-    def load(self, staged: Staged, sha256: str, rows: int) -> None:
+    def load(self, staged: Staged, sha256: str, rows: int, progress: Progress) -> None:
         """Read all rows into `staged`. Raises StoreError unless the file is, byte for byte, what was imported."""
         digest = hashlib.sha256(IMPORT_HEADER)
         offset = len(IMPORT_HEADER)
         try:
             with open(self.path, "rb") as file:
                 right = file.readline() == IMPORT_HEADER
-                for line in file:
-                    digest.update(line)
-                    self.offsets.append(offset)
-                    offset += len(line)
-                    staged.add(_credential_of(line))
+                for lines in iter(lambda: file.readlines(READ_BYTES), []):
+                    digest.update(b"".join(lines))
+                    for line in lines:
+                        self.offsets.append(offset)
+                        offset += len(line)
+                        staged.add(_credential_of(line))
+                    progress(f"reading {os.path.basename(self.path)}", len(self.offsets), rows)
         except OSError as error:
             raise StoreError(
                 f"{self.path} cannot be read ({error.strerror}): put it back, it holds certificates."
@@ -1229,8 +1364,7 @@ class Store:
             for look in range(TORN_READS):
                 for event in reader.events(file):
                     if event.kind == "import":
-                        progress(f"reading {event.detail.get('file')}", reader.offset, size)
-                        self._load_import(event, state)
+                        self._load_import(event, state, progress)
                     try:
                         state.apply(event)
                     except (KeyError, IndexError):
@@ -1248,14 +1382,14 @@ class Store:
         progress("reading the journal", size, size)
         return reader
 
-    def _load_import(self, event: Event, state: State) -> None:
+    def _load_import(self, event: Event, state: State, progress: Progress) -> None:
         try:
             name, rows, sha256, batch = (event.detail[key] for key in ("file", "rows", "sha256", "batch"))
         except KeyError:
             raise StoreError(f"journal.csv: the import at {format_time(event.time)} lacks its details.") from None
         imported = ImportFile(os.path.join(self._imports_folder, name), len(state.names))
         staged = Staged(imported.first, batch)
-        imported.load(staged, sha256, rows)
+        imported.load(staged, sha256, rows, progress)
         state.prepared.append(staged)
         self.adopt(imported)
 
@@ -1486,9 +1620,12 @@ def _in_a_thread(action: Callable[[], None]) -> Generator[None, None, None]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    while thread.is_alive():
-        thread.join(0.002)
-        yield
+    try:
+        while thread.is_alive():
+            thread.join(0.002)
+            yield
+    finally:
+        thread.join()
     if failures:
         raise failures[0]
 
@@ -1922,12 +2059,21 @@ RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 MANAGEMENT = "/certtool/"
 LOOPBACK_HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+RESULTS = {  # of an event's kind, for the console
+    "allocate": "allocated",
+    "rerequest": "same again, is Written",
+    "written": "Written",
+    "failed": "Failed",
+    "release": "released",
+    "void": "voided",
+    SAME: "same again",
+}
 OPERATIONS = {"release": RELEASE, "void": MAKE_VOID}
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class RequestEvent(NamedTuple):
-    """One request for the console: `result` is the kind of event it took, or the code that refused it."""
+    """One request for the console: `result` is one of RESULTS, or tells the code that refused it."""
 
     time: int
     station: str
@@ -2082,11 +2228,11 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             if verb == REQUEST:
                 given = server.service.request(product_key, device_id, self.station, now)
                 name, device_id = given.certificate.credential.device_name, given.device_id
-                result = given.kind or "same certificate"
+                result = RESULTS[given.kind]
                 reply = format_certificate(given.certificate, device_id, server.crc_as_int)
             else:
                 name, kind = server.service.report(product_key, device_id, verb, self.station, now)
-                result = kind or "known already"
+                result = RESULTS[kind]
                 reply = format_acknowledgement(product_key, device_id)
             self.reply(200, reply, recorded=True)
         except CertToolError as error:
@@ -2388,7 +2534,8 @@ class CertServer(http.server.HTTPServer):
             if len(self._allowed) > MAX_CONNECTIONS:
                 self._allowed.clear()
             address = ipaddress.ip_address(station.partition("%")[0])
-            self._allowed[station] = any(address in network for network in self._networks)
+            mapped = getattr(address, "ipv4_mapped", None) or address
+            self._allowed[station] = any(mapped in network for network in self._networks)
         return self._allowed[station]
 
     def unexpected(self, error: Exception) -> None:
@@ -2420,7 +2567,7 @@ class CertServer(http.server.HTTPServer):
             force = fields.get("force") is True
             message, kind = self.service.operate(OPERATIONS[operation], name, key, reason, who, force, _now())
             handler.reply(200, json.dumps({"Status": "OK", "Message": message}).encode(), recorded=True)
-            result = kind or "known already"
+            result = RESULTS[kind]
         except CertToolError as error:
             handler.reply(error.http_status, format_error(error), recorded=True)
             result = f"refused: {error.code}"
@@ -2459,7 +2606,8 @@ class CertServer(http.server.HTTPServer):
             report: ImportReport = done.value
             handler.reply(200, json.dumps({"Status": "OK", "Report": report.as_json()}).encode())
             if report.ok:
-                self.notify(f"Imported: {report.imported} certificates, {', '.join(report.batches) or 'nothing new'}.")
+                batches = f" as batch {', '.join(report.batches)}" if report.batches else ""
+                self.notify(f"Imported {report.imported:,} of {report.read:,} rows{batches}.")
         except CertToolError as error:
             handler.reply(error.http_status, format_error(error))
         except Exception as error:
@@ -2571,7 +2719,8 @@ class Console:
             self._write([f"{_clock(_now())}  many at once: {counts}"])
 
     def _write(self, lines: List[str]) -> None:
-        self._stream.write("\n".join(lines) + "\n")
+        for line in lines:  # a batch may be named after a file, and a file's name may hold anything
+            self._stream.write("".join(c if c.isprintable() else "?" for c in line) + "\n")
         self._stream.flush()
 
 
@@ -2581,11 +2730,204 @@ def _clock(moment: int) -> str:
 
 def _event_line(event: RequestEvent) -> str:
     moment, station, action, device_id, device_name, result = event
-    return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<20} {device_name:<20} {result}"
+    return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<25} {device_name:<20} {result}"
 
 
 # ======================================================================================================================
-# 13. Command line
+# 13. Station
+# ======================================================================================================================
+# The other side of the wire, as a programmer or a device does it: one connection for each request, a limit on all it
+# waits for and on all it takes. A request with a DeviceID is repeated when the network fails, since it gets the same
+# certificate again; one without an id is not, once it was sent: each would take another certificate.
+
+STATION_SECONDS = 10.0  # for one attempt, from connecting to the last byte
+STATION_ATTEMPTS = 3
+STATION_PAUSE = 0.5  # seconds between two attempts
+MAX_ANSWER = 64 * 1024  # bytes of head and body; ours are about 400
+
+
+class NoAnswer(CertToolError):
+    """No usable answer came. `sent` tells whether the server may have seen the request."""
+
+    def __init__(self, message: str, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class ServerRefused(CertToolError):
+    """The server answered that it does not do this."""
+
+
+class Station:
+    """Asks the server at `host`, `port` for certificates and reports burns. Safe to use from several threads."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self.server = f"{host}:{port}"
+
+    def request(self, product_key: str, device_id: str) -> Dict[str, Any]:
+        """Return the answer's object, its checksum verified. Raises NoAnswer or ServerRefused."""
+        answer = self._ask({"ProductKey": product_key, "DeviceID": device_id or None, "Action": REQUEST})
+        fields = [answer.get(name, "") for name in COLUMNS[:5]]
+        if not all(isinstance(field, str) for field in fields) or not all(fields[:3]):
+            raise NoAnswer(f"The answer of {self.server} is no certificate: is that a certtool?", True)
+        checksum = crc32("".join(fields).encode("utf-8", "replace"))
+        if answer.get("CRC32") not in (checksum, f"{checksum:08X}", f"{checksum:08x}"):
+            raise NoAnswer(f"The CRC32 of the certificate from {self.server} is wrong: do not burn it.", True)
+        return answer
+
+    def report(self, product_key: str, device_id: str, succeeded: bool) -> None:
+        """Report a burn. Raises NoAnswer or ServerRefused."""
+        action = BURN_SUCCEEDED if succeeded else BURN_FAILED
+        self._ask({"ProductKey": product_key, "DeviceID": device_id, "Action": action})
+
+    def _ask(self, message: Mapping[str, Any]) -> Dict[str, Any]:
+        for attempt in range(1, STATION_ATTEMPTS + 1):
+            try:
+                status, body = self._exchange(json.dumps(message).encode())
+                return self._answer(status, body)
+            except NoAnswer as error:
+                if attempt == STATION_ATTEMPTS or (error.sent and not message["DeviceID"]):
+                    raise
+                time.sleep(STATION_PAUSE)
+        raise AssertionError  # the loop returns or raises
+
+    def _answer(self, status: int, body: bytes) -> Dict[str, Any]:
+        try:
+            answer = parse_object(body)
+        except BadRequest:
+            raise NoAnswer(f"{self.server} answered {status} without JSON: is that a certtool?", True) from None
+        if status == 200 and answer.get("Status") == "OK":
+            return answer
+        if status == 503:
+            raise NoAnswer(f"{self.server} could not record it: {_one_line(answer.get('Message'))}", True)
+        said = _one_line(answer.get("Message")) or "without a reason"
+        raise ServerRefused(f"{self.server} refused: {status} {_one_line(answer.get('Status'))}: {said}")
+
+    def _exchange(self, body: bytes) -> Tuple[int, bytes]:
+        """Send one request, return HTTP status and body."""
+        deadline = time.monotonic() + STATION_SECONDS
+        head = (
+            f"POST / HTTP/1.1\r\nHost: {self.server}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        sent = False
+        try:
+            with socket.create_connection((self.host, self.port), STATION_SECONDS) as connection:
+                sent = True
+                connection.sendall(head.encode() + body)
+                return _read_answer(connection, deadline)
+        except socket.timeout:
+            why = f"did not answer within {STATION_SECONDS:.0f} s"
+        except (ValueError, http.client.HTTPException):
+            why = "sent something that is no whole HTTP answer"
+        except OSError as error:
+            why = f"is not reachable ({error.strerror or 'no such host'})"
+        raise NoAnswer(f"{self.server} {why}: check its address and port, the cable and the firewall.", sent)
+
+
+class _Received:
+    """Bytes in the place of a socket, for http.client to parse."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return self._file
+
+
+def _read_answer(connection: socket.socket, deadline: float) -> Tuple[int, bytes]:
+    """Read until the answer is whole or the server closes. Raises OSError, ValueError or HTTPException."""
+    data = b""
+    while len(data) <= MAX_ANSWER:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise socket.timeout
+        connection.settimeout(left)
+        chunk = connection.recv(RECEIVE)
+        data += chunk
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(\r|$)", head, re.IGNORECASE)
+        chunked = b"chunked" in head.lower() and body.endswith(b"0\r\n\r\n")
+        whole = chunked or (length and len(body) >= int(length[1]))
+        if not chunk or (end and whole):
+            response = http.client.HTTPResponse(_Received(data))  # type: ignore[arg-type]
+            response.begin()
+            return response.status, response.read()
+    raise ValueError("more than an answer")
+
+
+def _one_line(text: object) -> str:
+    """Show what a server sent: printable, on one line, not endless."""
+    return "".join(c if c.isprintable() else "?" for c in str(text or "")[:200])
+
+
+class LineReport:
+    """What a played line saw: each answer's latency in seconds, refusals by text, devices by certificate."""
+
+    def __init__(self) -> None:
+        self.latencies: List[float] = []
+        self.failures: Dict[str, int] = {}
+        self.devices: Dict[Tuple[str, str], List[str]] = {}
+        self.seconds = 0.0
+
+    def as_json(self) -> Dict[str, Any]:
+        """Rate in answers a second, latencies in milliseconds, and how many certificates two devices got."""
+        ordered = sorted(self.latencies) or [0.0]
+        latency = {
+            f"p{part}": 1000 * ordered[min(len(ordered) * part // 100, len(ordered) - 1)] for part in (50, 90, 99)
+        }
+        return {
+            "answers": len(self.latencies),
+            "failures": self.failures,
+            "seconds": round(self.seconds, 3),
+            "rate": round(len(self.latencies) / max(self.seconds, 1e-9), 1),
+            "latency_ms": {name: round(value, 2) for name, value in {**latency, "max": 1000 * ordered[-1]}.items()},
+            "certificates": len(self.devices),
+            "duplicates": sum(len(devices) > 1 for devices in self.devices.values()),
+        }
+
+
+def play_line(station: Station, product_key: str, prefix: str, count: int, stations: int, report: str) -> LineReport:
+    """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 and so on; `report` as in --report."""
+    result = LineReport()
+    numbers = iter(range(1, count + 1))
+    guard = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with guard:
+                number = next(numbers, None)
+            if number is None:
+                return
+            device_id = f"{prefix}-{number}"
+            began = time.perf_counter()
+            try:
+                answer = station.request(product_key, device_id)
+                took = time.perf_counter() - began
+                if report:
+                    station.report(product_key, device_id, report == "ok")
+            except CertToolError as error:
+                with guard:
+                    result.failures[str(error)] = result.failures.get(str(error), 0) + 1
+            else:
+                with guard:
+                    result.latencies.append(took)
+                    result.devices.setdefault((product_key, answer["DeviceName"]), []).append(device_id)
+
+    threads = [threading.Thread(target=work) for _ in range(min(stations, count))]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+# ======================================================================================================================
+# 14. Command line
 # ======================================================================================================================
 # Exit codes: 0 done, 1 refused or failed, 2 usage. Errors are translated here, once: one line on stderr, no traceback.
 
@@ -2605,12 +2947,16 @@ SECRET_COLUMNS = ("ProductSecret", "DeviceSecret")
 TABLE_LIMIT = 50  # rows of a table on a terminal, unless --limit says otherwise
 MANAGEMENT_SECONDS = 900.0  # for a running server to import what we hand it
 
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console in GBK cannot show every name
+    if crc32_warning:
+        print(f"certtool: {crc32_warning}", file=sys.stderr)
     try:
         options = _parser().parse_args(arguments)
         code: int = options.run(options)
@@ -2630,7 +2976,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"certtool: {sentence}", file=sys.stderr)
+    print(f"certtool: {' '.join(sentence.splitlines())}", file=sys.stderr)
     return code
 
 
@@ -2658,6 +3004,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data", metavar="DIR", help="the store (default: certtool-data beside certtool.py)")
         return command
 
+    _add_store_commands(add)
+    _add_asking_commands(add)
+    return parser
+
+
+def _add_store_commands(add: AddCommand) -> None:
+    """Add what runs the store: serve, import, release, void."""
     serve = add("serve", run_serve, "Give certificates to devices and programmers over HTTP.")
     serve.add_argument("port", nargs="?", type=_port, default=DEFAULT_PORT, help="default 8000; 0 takes a free one")
     serve.add_argument("--host", default="0.0.0.0", metavar="ADDR", help="address to listen on (default: all)")
@@ -2678,16 +3031,6 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--dry-run", action="store_true", help="report as an import would, and change nothing")
     importing.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
-    query = add("query", run_query, "Show what became of certificates.")
-    query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
-    query.add_argument("--device-id", metavar="ID")
-    query.add_argument("--product-key", metavar="K")
-    query.add_argument("--batch", metavar="B")
-    query.add_argument("--status", metavar="S", type=_status, help=", ".join(STATUS_NAMES))
-    query.add_argument("--limit", type=_count, metavar="N", help=f"rows at most (default: {TABLE_LIMIT} on a terminal)")
-    query.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    query.add_argument("--show-secrets", action="store_true", help="add ProductSecret and DeviceSecret")
-
     for name, text in (
         ("release", "Give a certificate back to the pool. Only where no device has it any more."),
         ("void", "Take a certificate out of use, for ever."),
@@ -2699,13 +3042,37 @@ def _parser() -> argparse.ArgumentParser:
         if name == "release":
             operation.add_argument("--force", action="store_true", help="also where it is Written")
 
+
+def _add_asking_commands(add: AddCommand) -> None:
+    """Add what only looks or asks: query, request, crc."""
+    query = add("query", run_query, "Show what became of certificates.")
+    query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
+    query.add_argument("--device-id", metavar="ID")
+    query.add_argument("--product-key", metavar="K")
+    query.add_argument("--batch", metavar="B")
+    query.add_argument("--status", metavar="S", type=_status, help=", ".join(STATUS_NAMES))
+    query.add_argument("--limit", type=_count, metavar="N", help=f"rows at most (default: {TABLE_LIMIT} on a terminal)")
+    query.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    query.add_argument("--show-secrets", action="store_true", help="add ProductSecret and DeviceSecret")
+
+    request = add("request", run_request, "Ask a server for a certificate, as a station does, and check the answer.")
+    request.add_argument("product_key", metavar="PRODUCT_KEY")
+    request.add_argument("device_id", metavar="DEVICE_ID", nargs="?", default="", help="none: the server makes one up")
+    request.add_argument("--server", required=True, type=_server, metavar="HOST[:PORT]", help="default port 8000")
+    request.add_argument("--report", choices=("ok", "failed"), default="", help="then report the burn")
+    request.add_argument("--show-secrets", action="store_true", help="do not mask ProductSecret and DeviceSecret")
+    request.add_argument("--json", action="store_true", help="print one JSON object")
+    request.add_argument(
+        "--count", type=_count, metavar="N", help="play a whole line: takes N certificates of the pool"
+    )
+    request.add_argument("--stations", type=_stations, default=1, metavar="M", help="at a time, with --count")
+
     crc = add("crc", run_crc, "Print the checksum that devices verify.")
     for name in ("pk", "dn", "ds", "ps"):
         crc.add_argument(name, metavar=name.upper())
     crc.add_argument("product_id", metavar="PRODUCT_ID", nargs="?", default="", help="of a Bluetooth product")
     crc.add_argument("--format", choices=("hex", "int"), default="hex")
     crc.add_argument("--quiet", action="store_true", help="print the checksum alone")
-    return parser
 
 
 def _port(text: str) -> int:
@@ -2718,6 +3085,19 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError("a number of rows is 1 or more")
     return int(text)
+
+
+def _stations(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError("a number of stations is from 1 to 1000")
+    return int(text)
+
+
+def _server(text: str) -> Tuple[str, int]:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", text)
+    if not match or int(match[2] or DEFAULT_PORT) > 65535:
+        raise argparse.ArgumentTypeError("a server is HOST or HOST:PORT, such as 192.168.1.10:8000")
+    return match[1].strip("[]"), int(match[2] or DEFAULT_PORT)
 
 
 def _network(text: str) -> str:
@@ -2992,6 +3372,53 @@ def _who() -> str:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
         return "unknown"
+
+
+# -- request -----------------------------------------------------------------------------------------------------------
+
+
+def run_request(options: argparse.Namespace) -> int:
+    """Be a station, or many of them."""
+    wrong = "" if _KEY.fullmatch(options.product_key) else "PRODUCT_KEY"
+    if not _DEVICE_ID.fullmatch(options.device_id.strip()):
+        wrong = "DEVICE_ID"
+    if wrong:
+        raise UsageError(f"{wrong} is not 1-{FIELD_LENGTH} printable ASCII characters.")
+    station = Station(*options.server)
+    return _play(options, station) if options.count else _request_one(options, station)
+
+
+def _request_one(options: argparse.Namespace, station: Station) -> int:
+    answer = station.request(options.product_key, options.device_id.strip())
+    if options.report:
+        station.report(options.product_key, str(answer.get("DeviceID")), options.report == "ok")
+    if not options.show_secrets:
+        answer.update({name: "********" for name in SECRET_COLUMNS if answer.get(name)})
+    if options.json:
+        print(json.dumps({**answer, "Reported": options.report or None}))
+        return 0
+    for name in (*COLUMNS, "CRC32"):
+        print(f"{name + ':':<15}{_one_line(answer.get(name))}")
+    print("The CRC32 is right." + (f" The burn is reported: {options.report}." if options.report else ""))
+    return 0
+
+
+def _play(options: argparse.Namespace, station: Station) -> int:
+    prefix = options.device_id.strip() or "line-" + secrets.token_hex(4)
+    played = play_line(station, options.product_key, prefix, options.count, options.stations, options.report)
+    report = played.as_json()
+    if options.json:
+        print(json.dumps(report))
+    else:
+        latency = ", ".join(f"{name} {value:.1f}" for name, value in report["latency_ms"].items())
+        print(f"{report['answers']:,} answers in {report['seconds']:.1f} s: {report['rate']:,.0f} a second.")
+        print(f"Latency in ms: {latency}.")
+        print(f"{report['certificates']:,} different certificates, {report['duplicates']:,} given to two devices.")
+        for failure, times in report["failures"].items():
+            print(f"{times:,} times: {failure}")
+    if report["duplicates"] or report["failures"]:
+        return _fail("The line did not run clean: see above.", 1)
+    return 0
 
 
 # -- query and crc -----------------------------------------------------------------------------------------------------
