@@ -250,6 +250,14 @@ def test_a_file_system_without_locks_is_refused(store: Path, monkeypatch: pytest
         open_store(store)
 
 
+def test_a_lock_that_cannot_be_wiped_is_given_back_all_the_same(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_store(store)
+    failing(monkeypatch, {"ftruncate": RAISE})
+    opened.store.close()
+    monkeypatch.undo()
+    open_store(store).store.close()
+
+
 def test_closing_twice_is_harmless(store: Path) -> None:
     opened = open_store(store)
     opened.store.close()
@@ -425,6 +433,11 @@ def test_a_journal_that_another_program_changed_is_not_written_to_any_more(
     meddle: Callable[[Path], object], line: Opened, store: Path
 ) -> None:
     meddled(line, store, meddle)
+
+
+@posix_only
+def test_a_journal_that_another_program_moved_aside_is_not_written_to_any_more(line: Opened, store: Path) -> None:
+    meddled(line, store, move_aside)
 
 
 def certificate_file(store: Path) -> Path:
@@ -611,6 +624,13 @@ def test_a_power_cut_at_any_call_of_an_import_leaves_it_in_whole_or_not_at_all(
 
 @pytest.mark.parametrize("fault", [(1, RAISE), (1, SHORT), (2, RAISE), (3, RAISE)])
 def test_an_import_that_cannot_be_written_leaves_no_file(
+    fault: Tuple[int, str], line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_file_is_left(line, store, monkeypatch, fault)
+
+
+@pytest.mark.parametrize("fault", [(0, RAISE), (0, SHORT)])
+def test_an_import_file_whose_header_cannot_be_written_is_not_left_either(
     fault: Tuple[int, str], line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_file_is_left(line, store, monkeypatch, fault)
