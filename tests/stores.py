@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import itertools
 import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
@@ -108,37 +109,42 @@ def undo(state: State, steps: Sequence[Optional[Undo]]) -> None:
         state.restore(step)
 
 
-RAISE, SHORT = "raise", "short"
+RAISE, SHORT, IGNORE = "raise", "short", "ignore"
+WATCHED = ("fsync", "ftruncate", "open", "mkdir", "makedirs")
 
 
 class Disk:
     """Stands in for `os` in certtool. `fault(call)` says what happens to each call that changes the disk.
 
-    It is given the call's name and returns RAISE, SHORT (a write takes half and says so) or "".
+    It is given the call's name and returns RAISE (the OSError of `code`), SHORT (a write takes half and says so),
+    IGNORE (the call does nothing and says nothing) or "".
     """
 
-    def __init__(self, fault: Callable[[str], str]) -> None:
+    def __init__(self, fault: Callable[[str], str], code: int = errno.EIO) -> None:
         self.fault = fault
+        self.code = code
         self.calls: List[str] = []
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
-        return self._watched(name, real) if name in ("fsync", "ftruncate", "open", "mkdir", "makedirs") else real
+        return self._watched(name, real) if name in WATCHED else real
 
     def _meets(self, call: str) -> str:
         self.calls.append(call)
         fault = self.fault(call)
         if fault == RAISE:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(self.code, os.strerror(self.code))
         return fault
 
     def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            self._meets(name)
-            return real(*args)
-
-        return call
+        return lambda *args: None if self._meets(name) == IGNORE else real(*args)
 
     def write(self, descriptor: int, data: bytes) -> int:
         """Write all, a part, or nothing."""
         return os.write(descriptor, data[: len(data) // 2] if self._meets("write") == SHORT else data)
+
+
+def at_call(nth: int, fault: str, *names: str) -> Callable[[str], str]:
+    """The fault of a disk that fails at its call `nth` from 0, counting only the calls of these names, if any."""
+    counter = itertools.count()
+    return lambda call: fault if (not names or call in names) and next(counter) == nth else ""
