@@ -14,6 +14,7 @@ import pytest
 import certtool
 from certtool import (
     ALLOCATED,
+    BURN_FAILED,
     BURN_SUCCEEDED,
     MAKE_VOID,
     RELEASE,
@@ -73,6 +74,17 @@ def test_a_request_without_an_id_gets_one_that_the_burn_can_be_reported_by(line:
     assert given.certificate.credential.device_name == name(1)
     reported = line.service.report(PRODUCT, given.device_id, BURN_SUCCEEDED, STATION, 1001)
     assert reported == (name(1), "written")
+
+
+def test_a_report_that_comes_twice_is_answered_twice_and_recorded_once(line: Opened, store: Path) -> None:
+    reports = {BURN_SUCCEEDED: "written", BURN_FAILED: "failed"}
+    for verb, kind in reports.items():
+        assert line.service.report(PRODUCT, "A", verb, STATION, 1001) == (name(0), kind)
+        line.service.commit()
+        on_disk = files(store)
+        assert line.service.report(PRODUCT, "A", verb, STATION, 1002) == (name(0), SAME)
+        line.service.commit()
+        assert files(store) == on_disk
 
 
 def test_no_id_is_made_up_twice(line: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
