@@ -240,6 +240,7 @@ def test_no_value_stands_in_a_reason_of_check_field() -> None:
         (b"PK\x03\x04\x14\x00\x06\x00", 1, "This is a spreadsheet, not a CSV file"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", 1, "This is a spreadsheet, not a CSV file"),
         (b"ProductKey,DeviceName,DeviceSecret\na,b,c\na,\xff,c\n", 3, "neither UTF-8, UTF-16 with BOM nor GB18030"),
+        ("ProductKey,DeviceName,DeviceSecret\n灯,b,c\na,".encode() + b"\xff,c\n", 3, "neither UTF-8"),
         (codecs.BOM_UTF16_LE + b"P\x00r", 1, "neither UTF-8"),
         (codecs.BOM_UTF16_BE + b"\xd8\x00\x00P", 1, "neither UTF-8"),
     ],

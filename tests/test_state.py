@@ -599,5 +599,5 @@ def known(state: State) -> Dict[str, Any]:
     return found
 
 
-Line.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Line.TestCase.settings = settings(max_examples=50, stateful_step_count=40)
 TestALineAtWork = Line.TestCase
