@@ -353,6 +353,14 @@ def test_what_was_appended_before_the_store_stopped_is_not_written(line: Opened,
     assert (snapshot(line.state), files(store)) == (before, on_disk)
 
 
+def test_an_import_leaves_no_file_where_nothing_can_be_recorded(line: Opened, store: Path) -> None:
+    on_disk = files(store)
+    line.store.stop("The reason.")
+    with pytest.raises(StoreUnavailable, match=r"The reason\."):
+        import_files(line.service, upload(list(rows(2, "a1OtherPk"))))
+    assert files(store) == on_disk
+
+
 def test_a_defect_while_an_event_is_applied_stops_all_recording(
     line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
