@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import CERTTOOL, RunCerttool, Server, StartServer, child_env, no_traceback
+
+# How long an example takes says something about the machine, which others share.
+settings.register_profile("certtool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("certtool")
 
 
 @pytest.fixture
