@@ -11,6 +11,7 @@ uint32_t crc32_update(uint32_t crc, const void *data, size_t length);
 
 #define HOST_SIZE 64          /* bytes of the server's name, NUL included */
 #define KEY_SIZE 16           /* the longest name of a field we read, NUL included; longer names are unknown anyway */
+#define MAX_HEAD 16384        /* bytes of a reply's head */
 #define NESTED 32             /* levels in a value of an unknown field: one bit each */
 #define NO_LENGTH SIZE_MAX    /* the reply ends where the connection does */
 
@@ -47,26 +48,6 @@ static void put_number(writer *out, size_t number)
     } while (number != 0);
     while (count > 0)
         put_byte(out, (unsigned char)digits[--count]);
-}
-
-static void put_utf8(writer *out, uint32_t code)
-{
-    if (code < 0x80) {
-        put_byte(out, code);
-        return;
-    }
-    if (code < 0x800) {
-        put_byte(out, 0xC0 | code >> 6);
-    } else {
-        if (code < 0x10000) {
-            put_byte(out, 0xE0 | code >> 12);
-        } else {
-            put_byte(out, 0xF0 | code >> 18);
-            put_byte(out, 0x80 | (code >> 12 & 0x3F));
-        }
-        put_byte(out, 0x80 | (code >> 6 & 0x3F));
-    }
-    put_byte(out, 0x80 | (code & 0x3F));
 }
 
 /* End the text with NUL; false when it did not fit. */
@@ -200,20 +181,10 @@ static void put_request(writer *out, const question *ask)
 /* ---- The reply's head --------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    unsigned status;
-    size_t length; /* of the body, or NO_LENGTH */
+    unsigned status; /* 0 before the first line */
+    size_t length;   /* of the body, or NO_LENGTH */
+    bool whole;
 } reply_head;
-
-/* Bytes of the head with its empty line, 0 while it is not whole. */
-static size_t head_size(const char *text, size_t length)
-{
-    size_t i;
-
-    for (i = 3; i < length; i++)
-        if (text[i] == '\n' && memcmp(text + i - 3, "\r\n\r\n", 4) == 0)
-            return i + 1;
-    return 0;
-}
 
 /* If the line has this name (given in small letters, with its colon), return what follows it, else NULL. */
 static const char *header_value(const char *line, const char *end, const char *name)
@@ -258,34 +229,26 @@ static bool read_status_line(const char *line, size_t length, unsigned *status)
             return false;
         *status = *status * 10 + (unsigned)(line[i] - '0');
     }
-    return length == 12 || line[12] == ' ';
+    return *status != 0 && (length == 12 || line[12] == ' ');
 }
 
-/* Only what tells where the body ends matters; what could make that doubtful is refused. */
-static bool read_head(const char *text, size_t length, reply_head *head)
+/* One line, without its CR LF. Only what tells where the body ends matters; what could make that doubtful is refused. */
+static bool read_line(reply_head *head, const char *line, size_t length)
 {
-    const char *end = text + length - 2; /* the empty line */
-    const char *line = memchr(text, '\n', length);
+    const char *end = line + length, *value;
 
-    head->length = NO_LENGTH;
-    if (line == NULL || line == text || line[-1] != '\r' || !read_status_line(text, (size_t)(line - 1 - text), &head->status))
-        return false;
-    for (line++; line < end;) {
-        const char *stop = memchr(line, '\n', (size_t)(end - line));
-        const char *value;
-
-        if (stop == NULL || stop[-1] != '\r' || is_space(*line))
-            return false;
-        if (header_value(line, stop, "transfer-encoding") != NULL)
-            return false;
-        if (header_value(line, stop, "content-length") != NULL) {
-            value = header_value(line, stop, "content-length:");
-            if (value == NULL || !read_length(value, stop - 1, &head->length))
-                return false;
-        }
-        line = stop + 1;
+    if (head->status == 0)
+        return read_status_line(line, length, &head->status);
+    if (length == 0) {
+        head->whole = true;
+        return true;
     }
-    return true;
+    if (is_space(*line) || header_value(line, end, "transfer-encoding") != NULL)
+        return false;
+    if (header_value(line, end, "content-length") == NULL)
+        return true;
+    value = header_value(line, end, "content-length:");
+    return value != NULL && read_length(value, end, &head->length);
 }
 
 /* ---- The reply's JSON --------------------------------------------------------------------------------------------- */
@@ -390,7 +353,8 @@ static bool read_utf8(reader *in, uint32_t *code)
     return *code >= least[more] && *code <= 0x10FFFF && (*code < 0xD800 || *code > 0xDFFF);
 }
 
-/* A string, in UTF-8. Too long is for the caller to see in `out`. */
+/* A string. Too long is for the caller to see in `out`. No field that we read has more than ASCII, so that any other
+ * character becomes a NUL, which every reader of a field refuses. */
 static bool read_string(reader *in, writer *out)
 {
     if (!accept(in, '"'))
@@ -405,7 +369,7 @@ static bool read_string(reader *in, writer *out)
             return false;
         if (c == '\\' ? !read_escape(in, &code) : c >= 0x80 && !read_utf8(in, &code))
             return false;
-        put_utf8(out, code);
+        put_byte(out, code < 0x80 ? code : 0);
     }
 }
 
@@ -511,7 +475,8 @@ static bool skip_value(reader *in)
 /* What the object told so far. */
 typedef struct {
     triple_reply *reply;
-    unsigned seen; /* bit i for FIELDS[i] */
+    unsigned seen;  /* bit i for FIELDS[i] */
+    unsigned given; /* the same, without those that are null */
     bool has_crc;
     uint32_t crc;
 } gathered;
@@ -531,6 +496,10 @@ static const struct {
     {"Status", offsetof(triple_reply, status), TRIPLE_STATUS_SIZE},
 };
 #define FIELD_COUNT (sizeof FIELDS / sizeof FIELDS[0])
+#define HAS_CRC (1u << 0)
+#define HAS_NAME (1u << 2)
+#define HAS_SECRET (1u << 3)
+#define HAS_PRODUCT_SECRET (1u << 4)
 
 /* The checksum: hex digits in a string, or the unsigned number. */
 static bool read_crc(reader *in, uint32_t *crc)
@@ -563,28 +532,24 @@ static bool read_crc(reader *in, uint32_t *crc)
     return number <= UINT32_MAX;
 }
 
-static bool has_control(const char *text, size_t length)
-{
-    for (; length > 0; length--, text++)
-        if ((unsigned char)*text < ' ' || *text == 0x7F)
-            return true;
-    return false;
-}
-
-/* One value of a field we know; null counts as absent. No control characters: a NUL would hide what follows it. */
+/* One value of a field we know; null counts as absent, and so does what is no checksum. */
 static bool read_field(reader *in, size_t field, gathered *all)
 {
     char *text = (char *)all->reply + FIELDS[field].offset;
     writer out = {text, FIELDS[field].size, 0};
+    reader crc = *in;
 
     if ((all->seen & 1u << field) != 0)
         return false;
     all->seen |= 1u << field;
     if (peek(in) == 'n')
         return accept_word(in, "null");
-    if (FIELDS[field].size == 0)
-        return all->has_crc = read_crc(in, &all->crc);
-    return read_string(in, &out) && closed(&out) && !has_control(text, out.length - 1);
+    all->given |= 1u << field;
+    if (FIELDS[field].size == 0) {
+        all->has_crc = read_crc(&crc, &all->crc);
+        return skip_value(in);
+    }
+    return read_string(in, &out) && closed(&out) && is_printable(text, out.length - 1, ' ');
 }
 
 static bool read_member(reader *in, gathered *all)
@@ -650,19 +615,19 @@ static int judge(const gathered *all)
         return TRIPLE_REPLY;
     if (strcmp(reply->status, "OK") != 0)
         return TRIPLE_REFUSED;
-    if (!all->has_crc && reply->device_name[0] == '\0' && reply->device_secret[0] == '\0')
+    if ((all->given & (HAS_CRC | HAS_NAME | HAS_SECRET)) == 0)
         return TRIPLE_OK;
-    if (!all->has_crc || reply->product_key[0] == '\0' || reply->device_name[0] == '\0' ||
-        reply->device_secret[0] == '\0')
+    if (reply->product_key[0] == '\0' || reply->device_name[0] == '\0' || reply->device_secret[0] == '\0' ||
+        (all->given & HAS_PRODUCT_SECRET) == 0)
         return TRIPLE_REPLY;
     reply->has_certificate = 1;
-    return reply_crc(reply) == all->crc ? TRIPLE_OK : TRIPLE_CRC;
+    return all->has_crc && reply_crc(reply) == all->crc ? TRIPLE_OK : TRIPLE_CRC;
 }
 
 int triple_parse(const char *json, size_t length, triple_reply *reply)
 {
     reader in = {json, json + length};
-    gathered all = {reply, 0, false, 0};
+    gathered all = {reply, 0, 0, false, 0};
     int result = TRIPLE_REPLY;
     char status[TRIPLE_STATUS_SIZE];
 
@@ -723,43 +688,59 @@ static int send_all(int socket, attempt *this)
     return TRIPLE_OK;
 }
 
-/* Receive one reply; its body then stands at the start of the buffer, `length` bytes and a NUL. */
+/* Take the whole lines of the head off the buffer's start. The buffer holds `have` bytes. */
+static bool take_head(reply_head *head, char *buffer, size_t *have)
+{
+    char *end;
+
+    while (!head->whole && (end = memchr(buffer, '\n', *have)) != NULL) {
+        size_t line = (size_t)(end - buffer);
+
+        if (line == 0 || buffer[line - 1] != '\r' || !read_line(head, buffer, line - 1))
+            return false;
+        *have -= line + 1;
+        memmove(buffer, end + 1, *have);
+    }
+    return true;
+}
+
+/* Receive one reply. Its body then stands in the buffer, `length` bytes and a NUL; the head never needs more room than
+ * its longest line. */
 static int receive(int socket, attempt *this, size_t *length)
 {
-    reply_head head = {0, NO_LENGTH};
-    size_t have = 0, body = 0; /* `body`: where it starts, 0 while the head is not whole */
+    reply_head head = {0, NO_LENGTH, false};
+    size_t have = 0, room = this->size - 1, total = 0;
     uint32_t left;
     int got;
 
     for (;;) {
-        if (body == 0 && (body = head_size(this->buffer, have)) != 0) {
-            if (!read_head(this->buffer, body, &head))
-                return TRIPLE_HTTP;
-            this->status = head.status;
-            if (head.length != NO_LENGTH && head.length > this->size - 1 - body)
-                return TRIPLE_BUFFER;
-        }
-        if (body != 0 && head.length != NO_LENGTH && have - body >= head.length) {
-            have = body + head.length;
-            break;
-        }
-        if (have == this->size - 1)
-            return TRIPLE_BUFFER;
         left = time_left(this->deadline);
-        got = left == 0 ? HAL_TRIPLE_TIMEOUT
-                        : HAL_Triple_Recv(socket, this->buffer + have, this->size - 1 - have, left);
+        got = left == 0 ? HAL_TRIPLE_TIMEOUT : HAL_Triple_Recv(socket, this->buffer + have, room - have, left);
         if (got < 0)
             return from_hal(got);
-        if (got == 0) {
-            if (body == 0 || head.length != NO_LENGTH)
+        if (got == 0) { /* which is how a body without a length ends */
+            if (!head.whole || head.length != NO_LENGTH)
                 return TRIPLE_NETWORK;
             break;
         }
         have += (size_t)got;
+        total += (size_t)got;
+        if (!take_head(&head, this->buffer, &have) || (!head.whole && total > MAX_HEAD))
+            return TRIPLE_HTTP;
+        this->status = head.status;
+        if (head.whole && head.length != NO_LENGTH) {
+            if (head.length > room)
+                return TRIPLE_BUFFER;
+            if (have >= head.length) {
+                have = head.length;
+                break;
+            }
+        }
+        if (have == room)
+            return head.whole ? TRIPLE_BUFFER : TRIPLE_HTTP;
     }
-    *length = have - body;
-    memmove(this->buffer, this->buffer + body, *length);
-    this->buffer[*length] = '\0';
+    this->buffer[have] = '\0';
+    *length = have;
     return TRIPLE_OK;
 }
 
