@@ -855,20 +855,25 @@ int triple_request(int act, const char *pk, const char *did, const char *server,
     }
 }
 
+/* The text comes first, so that its address is the block's: the parsed reply behind it spares the caller's stack. */
+typedef struct {
+    char text[TRIPLE_BUFFER_SIZE];
+    triple_reply reply;
+} heap_block;
+
 char *send_req(int act, char *pk, char *did, const char *server_ip)
 {
-    triple_reply reply;
-    char *buffer = HAL_Malloc(TRIPLE_BUFFER_SIZE);
+    heap_block *block = HAL_Malloc(sizeof *block);
 
-    if (buffer == NULL) {
+    if (block == NULL) {
         HAL_Triple_Log(triple_error(TRIPLE_MEMORY));
         return NULL;
     }
-    if (triple_request(act, pk, did, server_ip, buffer, TRIPLE_BUFFER_SIZE, &reply) != TRIPLE_OK) {
-        HAL_Free(buffer);
+    if (triple_request(act, pk, did, server_ip, block->text, sizeof block->text, &block->reply) != TRIPLE_OK) {
+        HAL_Free(block);
         return NULL;
     }
-    return buffer;
+    return block->text;
 }
 
 int triple_parse_data(const char *data, char *pk, size_t pk_size, char *dn, size_t dn_size, char *ps, size_t ps_size,
