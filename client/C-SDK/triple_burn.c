@@ -501,25 +501,21 @@ static const struct {
 #define HAS_SECRET (1u << 3)
 #define HAS_PRODUCT_SECRET (1u << 4)
 
-/* The checksum: hex digits in a string, or the unsigned number. */
+/* The checksum: up to 8 hex digits in a string, or the unsigned number. */
 static bool read_crc(reader *in, uint32_t *crc)
 {
+    char text[9];
+    writer out = {text, sizeof text, 0};
     const char *start = in->at;
     uint64_t number = 0;
 
-    if (accept(in, '"')) {
-        while (peek(in) != '"')
-            if (next(in) < 0)
-                return false;
-        in->at++;
-        start++;
-        if (in->at - 1 - start < 1 || in->at - 1 - start > 8)
-            return false;
-        {
-            reader digits = {start, in->at - 1};
+    if (peek(in) == '"') {
+        reader digits = {text, text};
 
-            return read_hex(&digits, (unsigned)(digits.end - start), crc);
-        }
+        if (!read_string(in, &out) || !closed(&out))
+            return false;
+        digits.end += out.length - 1;
+        return out.length > 1 && read_hex(&digits, (unsigned)(out.length - 1), crc);
     }
     if (!skip_number(in) || in->at - start > 10)
         return false;
