@@ -1,0 +1,67 @@
+"""`python -m tests [pytest arguments]`: every check of the project, from a clone with nothing but CPython and pip.
+
+The tools live in `.venv-tests-X.Y`, made anew when tests/requirements.txt changes. All steps run even if one fails; the
+exit code is 1 if any did. Without arguments, all tests together must also reach MIN_COVERAGE.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+MIN_COVERAGE = 95  # percent of certtool.py's lines and branches
+
+
+def environment() -> Path:
+    """Return the Python of the virtual environment that has the pinned tools."""
+    folder = ROOT / ".venv-tests-{}.{}".format(*sys.version_info[:2])
+    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    installed = folder / REQUIREMENTS.name
+    if installed.exists() and installed.read_bytes() == REQUIREMENTS.read_bytes():
+        return python
+    print(f"== Making {folder.name}", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
+    except subprocess.CalledProcessError:
+        sys.exit("The tools were not installed: see above. On Debian `apt-get install python3-venv`, then try again.")
+    shutil.copy(REQUIREMENTS, installed)
+    return python
+
+
+def main(pytest_arguments: List[str]) -> int:
+    """Run every step and return 1 if any failed; pytest comes last, so that its closing line closes the output."""
+    python = environment()
+
+    def passes(*command: str) -> bool:
+        print("==", *command, flush=True)
+        return subprocess.run([python, *command], cwd=ROOT, check=False).returncode == 0
+
+    if (ROOT / "build_ext.py").exists() and not passes("build_ext.py"):
+        print("The C extension was not built: certtool.py is tested with its pure-Python CRC32.", flush=True)
+    sources = [name for name in ("certtool.py", "build_ext.py", "tests", "bench") if (ROOT / name).exists()]
+    coverage = ["--cov", "--cov-report=term-missing"]
+    if not pytest_arguments:
+        coverage.append(f"--cov-fail-under={MIN_COVERAGE}")
+    steps = [
+        ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
+        ["-m", "mypy", "--platform=linux", *sources],
+        ["-m", "mypy", "--platform=win32", *sources],
+        ["-m", "pytest", *coverage, *pytest_arguments],
+    ]
+    failed = [step for step in steps if not passes(*step)]
+    for step in failed:
+        print("Failed:", *step[1:], file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
