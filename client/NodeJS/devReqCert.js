@@ -70,7 +70,7 @@ function parseServer(ip) {
     return { host: ip, port: DEFAULT_PORT };
   }
   const port = parts && parts[3] !== undefined ? Number(parts[3]) : DEFAULT_PORT;
-  if (!parts || (parts[1] && !net.isIPv6(parts[1])) || port < 1 || port > 65535) {
+  if (typeof ip !== 'string' || !parts || (parts[1] && !net.isIPv6(parts[1])) || port < 1 || port > 65535) {
     throw badRequest('The server is given as HOST, HOST:PORT or [IPv6]:PORT.');
   }
   return { host: parts[1] || parts[2], port };
