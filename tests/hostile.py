@@ -73,7 +73,7 @@ class Hostile(socketserver.ThreadingTCPServer):
 
     def __init__(self, kind: str) -> None:
         super().__init__(("127.0.0.1", 0), _Connection)
-        self.kind = kind
+        _, _, self.script, self.reads = _TABLE[kind]
         self.port: int = self.server_address[1]
         self.elsewhere = self.port
         self.requests: List[bytes] = []  # bodies, in the order in which they arrived whole
@@ -91,11 +91,10 @@ class _Connection(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         self.server.connections += 1
-        _, _, script, reads = _TABLE[self.server.kind]
         with contextlib.suppress(OSError):
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            request = self._read() if reads else {}
-            for step in script(self.server, request):
+            request = self._read() if self.server.reads else {}
+            for step in self.server.script(self.server, request):
                 if self.server.ended.is_set() or step == CLOSE:
                     break
                 if isinstance(step, bytes):

@@ -2,80 +2,67 @@
 
 from __future__ import annotations
 
+from typing import Optional, Sequence, Tuple
+
 import pytest
 
 from tests.layout import faults
 from tests.support import CERTTOOL
 
 BAR = "# " + "=" * 20
+STORE = ("Store", "class Store:\n    def read(self) -> List[str]:\n        return os.listdir('.')")
 
 
-def source(pure: str = "", later: str = "", between: str = "", listed: str = "    2. Rules (pure)   4. Store\n") -> str:
-    """Return a small module of three sections that keeps the layout, but for what is put into it."""
-    return f'''"""Map:
-
-{listed}    3. Checks
-"""
-
-from __future__ import annotations
-
-import datetime
-import os
-import time as clock
-from typing import List
-
-{BAR}
-# 2. Rules (pure)
-{BAR}
-
-LIMIT = 5
-
-{pure}
-
-{BAR}
-# 3. Checks
-{BAR}
-
-{between}
-
-{BAR}
-# 4. Store
-{BAR}
-
-
-class Store:
-    def read(self) -> List[str]:
-        return os.listdir(".")[:LIMIT]
-
-{later}
-'''
+def module(*sections: Tuple[str, str], listed: Optional[Sequence[str]] = None) -> str:
+    """Return a module of sections (title, code) numbered from 2, whose map lists them, or what is `listed` instead."""
+    titles = [f"{number}. {title}" for number, (title, _) in enumerate(sections, 2)]
+    return "\n".join(
+        [
+            '"""Map:\n',
+            *(f"    {title}" for title in (listed or titles)),
+            '"""',
+            "from __future__ import annotations",
+            "import datetime, os, time as clock",
+            "from typing import List",
+            *(f"{BAR}\n# {title}\n{BAR}\n{code}" for title, (_, code) in zip(titles, sections)),
+        ]
+    )
 
 
 def test_every_section_of_certtool_uses_only_those_above_it_and_the_pure_ones_touch_nothing() -> None:
-    assert faults(CERTTOOL.read_text(encoding="utf-8")) == []
-
-
-def test_a_file_that_keeps_the_layout_has_no_faults() -> None:
-    assert faults(source(pure="def double(store: int) -> int:\n    Store = store\n    return Store * 2")) == []
+    assert "\n".join(faults(CERTTOOL.read_text(encoding="utf-8"))) == ""
 
 
 @pytest.mark.parametrize(
-    "between",
+    "pure",
+    [
+        "def double(store: int) -> int:\n    Store = store\n    return Store * 2",
+        "class Rule:\n    Store = 5\n    twice = Store * 2",
+        "LIMIT = clocks = 5",
+        "def moment(now: datetime.datetime) -> str:\n    return now.isoformat()",
+    ],
+)
+def test_a_file_that_keeps_the_layout_has_no_faults(pure: str) -> None:
+    assert faults(module(("Rules (pure)", pure), STORE)) == []
+
+
+@pytest.mark.parametrize(
+    "code",
     [
         "def load():\n    return Store()",
         "def load(store: Store): ...",
         "def load() -> List[Store]: ...",
-        "class Cache(Store): ...",
-        "class Cache:\n    def load(self):\n        return [Store() for _ in range(2)]",
-        "class Cache:\n    store: Store",
         "def load():\n    store: Store = None",
         "load = lambda: Store()",
-        "if LIMIT:\n    store = Store",
+        "class Cache(Store): ...",
+        "class Cache:\n    store: Store",
+        "class Cache:\n    def load(self):\n        return [Store() for _ in range(2)]",
+        "if os.sep:\n    store = Store",
     ],
 )
-def test_a_name_of_a_section_below_is_found_wherever_it_stands(between: str) -> None:
-    (fault,) = faults(source(between=between))
-    assert fault.endswith("section 3, uses Store of section 4 below it.")
+def test_a_name_of_a_section_below_is_found_wherever_it_stands(code: str) -> None:
+    (fault,) = faults(module(("Cache", code), STORE))
+    assert fault.endswith("section 2, uses Store of section 3 below it.")
 
 
 @pytest.mark.parametrize(
@@ -94,35 +81,30 @@ def test_a_name_of_a_section_below_is_found_wherever_it_stands(between: str) -> 
     ],
 )
 def test_a_pure_section_that_is_not_pure_is_found(pure: str, impure: str) -> None:
-    found = faults(source(pure=pure))
-    assert found
-    assert all(fault.endswith(f"section 2 (pure), uses {impure}.") for fault in found), found
+    (fault,) = faults(module(("Rules (pure)", pure), STORE))
+    assert fault.endswith(f"section 2 (pure), uses {impure}.")
 
 
 def test_a_pure_section_may_not_reach_the_system_through_others_either() -> None:
-    helpers = (
-        f"{BAR}\n# 2. Helpers\n{BAR}\n\ndef outer():\n    return inner()\n\ndef inner():\n    return os.getpid()\n"
-    )
-    module = source(pure="def f():\n    return outer()", listed="    2. Helpers\n    3. Rules (pure)   5. Store\n")
-    module = module.replace("    3. Checks", "    4. Checks")
-    for old, title in ((4, "Store"), (3, "Checks"), (2, "Rules (pure)")):
-        module = module.replace(f"# {old}. {title}", f"# {old + 1}. {title}")
-    module = module.replace(f"{BAR}\n# 3.", f"{helpers}\n{BAR}\n# 3.", 1)
-    (fault,) = faults(module)
+    helpers = ("Helpers", "def outer():\n    return inner()\n\ndef inner():\n    return os.getpid()")
+    (fault,) = faults(module(helpers, ("Rules (pure)", "def f():\n    return outer()")))
     assert fault.endswith("section 3 (pure), uses os through inner.")
+
+
+def test_a_pure_section_may_use_a_constant_that_was_computed_from_the_system() -> None:
+    assert faults(module(("Limits", "LIMIT = os.cpu_count()"), ("Rules (pure)", "def f():\n    return LIMIT"))) == []
 
 
 @pytest.mark.parametrize(
     ("listed", "fault"),
     [
-        ("    2. Rules (pure)\n", "The map lacks section 4, Store."),
-        ("    2. Rules (pure)   4. Store\n    5. Page\n", "The map lists section 5, Page, which does not exist."),
+        (["2. Cache"], "The map lacks section 3, Store."),
+        (["2. Cache     3. Store", "4. Page"], "The map lists section 4, Page, which does not exist."),
     ],
 )
-def test_a_map_that_differs_from_the_sections_is_found(listed: str, fault: str) -> None:
-    assert faults(source(listed=listed)) == [fault]
+def test_a_map_that_differs_from_the_sections_is_found(listed: Sequence[str], fault: str) -> None:
+    assert faults(module(("Cache", ""), STORE, listed=listed)) == [fault]
 
 
 def test_sections_out_of_order_are_found() -> None:
-    module = source().replace("# 3. Checks", "# 5. Checks").replace("    3. Checks", "    5. Checks")
-    assert faults(module) == ["The sections are numbered [2, 5, 4], not from 2 on."]
+    assert faults(module(STORE).replace("2. Store", "5. Store")) == ["The sections are numbered [5], not from 2 on."]
