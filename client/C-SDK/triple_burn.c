@@ -834,7 +834,7 @@ int triple_request(int act, const char *pk, const char *did, const char *server,
     }
     for (count = 1;; count++) {
         this.deadline = HAL_UptimeMs() + TRIPLE_ATTEMPT_MS;
-        if (this.deadline > end)
+        if (this.deadline > end || ask.did_length == 0) /* a lost reply to one without DeviceID costs a certificate */
             this.deadline = end;
         result = run(&this);
         if (result == TRIPLE_OK)

@@ -70,7 +70,7 @@ extern "C" {
 #define TRIPLE_TOTAL_MS 15000u /* for everything, attempts and pauses together */
 #endif
 #ifndef TRIPLE_ATTEMPT_MS
-#define TRIPLE_ATTEMPT_MS 5000u /* for one attempt */
+#define TRIPLE_ATTEMPT_MS 5000u /* for one attempt; without a DeviceID it is waited for until the end */
 #endif
 #ifndef TRIPLE_ATTEMPTS
 #define TRIPLE_ATTEMPTS 4u

@@ -17,8 +17,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (size < 2)
         return 0;
-    room = 256 + (size_t)data[0] * 5;
+    room = 1 + (size_t)data[0] * 6;
     buffer = malloc(room);
+    if (buffer == NULL)
+        abort();
     memory_serve((const char *)data + 2, size - 2, 1 + data[1] % 64u, data[1] >= 128);
     result = triple_request(data[1] >> 5 & 1, "a1SampleWf0", "MAC-0001", "10.0.0.1:8000", buffer, room, &reply);
     if (memory_connections > TRIPLE_ATTEMPTS || (result == TRIPLE_OK && strlen(buffer) >= room))
