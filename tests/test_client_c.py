@@ -362,6 +362,35 @@ def test_the_checksum_of_every_payload(build: Build, machine: str, tmp_path: Pat
 GOOD = hostile.http(json.dumps(hostile.certificate({"ProductKey": KEY, "DeviceID": "MAC-0001", "Action": 0})).encode())
 
 
+GOOD_JSON = GOOD.partition(b"\r\n\r\n")[2].decode()
+DUPLICATES = [f'"{name}": {value}' for name, value in json.loads(GOOD_JSON).items() for value in ("null", '"OK"')]
+VALUES = (
+    r"""0 -0 1.5e+3 1E-2 "" "\u00e9\ud83d\ude00" "é" true null [] {} [[],{}] [1,"]"] {"a":{"b":[1]},"a":2}""".split()
+)
+NO_VALUES = r"""01 1. .5 +1 - 1e 1e+ tru nul "\x" "\u12g4" "\ud83d" "\ude00" "\ud83d\u0041" " [ [1 [1,] [,1] [1} [{]
+    { {"a"} {"a":} {"a":1,} {1:2} {a:1} {"a":[} {"a":1]""".split()
+
+
+@pytest.mark.parametrize(
+    ("member", "result"),
+    [
+        *((duplicate, REPLY) for duplicate in DUPLICATES),
+        *((f'"X": {value}', OK) for value in VALUES),
+        *((f'"X": {value}', REPLY) for value in NO_VALUES),
+        ('"X": ' + "[" * 32 + "]" * 32, OK),
+        ('"X": ' + "[" * 33 + "]" * 33, REPLY),
+        ('"X": ' + '{"a":' * 33 + "1" + "}" * 33, REPLY),
+        ('"Device\\u0049D": "MAC-0001"', REPLY),
+        ('"DeviceID\\u0000": "MAC-0001"', OK),
+        ('"DeviceIDDeviceIDDeviceID": "MAC-0001"', OK),
+    ],
+)
+def test_the_json_is_read_to_the_letter(build: Build, member: str, result: int, tmp_path: Path) -> None:
+    (tmp_path / "reply").write_text(f"{{{member}, {GOOD_JSON[1:]}", "utf-8")
+    out = run(build(POSIX, *SANITIZED, "-DCRC32_SMALL"), "parse", tmp_path / "reply").splitlines()
+    assert [int(line.split("\t")[0]) for line in out] == [result, result]
+
+
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     """A file with the reply of a server that behaves."""
@@ -428,7 +457,7 @@ def test_a_server_address_that_is_none_is_refused(build: Build, server: str) -> 
 def test_parse_data_keeps_to_the_smaller_buffers_of_a_platform_header(build: Build, tmp_path: Path) -> None:
     small = build(POSIX, *SANITIZED, "-DCRC32_SMALL", "-DPRODUCT_KEY_LEN=11", "-DDEVICE_NAME_LEN=14")
     enough = build(POSIX, *SANITIZED, "-DCRC32_SMALL", "-DPRODUCT_KEY_LEN=12", "-DDEVICE_NAME_LEN=14")
-    (tmp_path / "reply").write_bytes(GOOD.partition(b"\r\n\r\n")[2])
+    (tmp_path / "reply").write_text(GOOD_JSON, "utf-8")
     assert run(small, "parse", tmp_path / "reply").splitlines()[0] == f"{BUFFER}\t?????"
     assert run(enough, "parse", tmp_path / "reply").splitlines()[0].startswith(f"0\t{KEY}\tHostileDevice\t")
 
