@@ -21,6 +21,7 @@ from tests.vectorset import Answer, Play, Vector, content, load
 SDK = ROOT / "client" / "C-SDK"
 HERE = ROOT / "tests" / "c_sdk"
 README = SDK / "README.md"
+HEADER = SDK / "triple_burn.h"
 CRC32 = ROOT / "_crc32.c"
 KEY = "a1SampleWf0"
 SLACK = 3.0  # seconds that a busy machine may add to a time limit
@@ -285,6 +286,8 @@ def test_a_request_without_a_device_id_is_never_repeated_once_it_was_sent(build:
         ("another device", MISMATCH),
         ("another product", MISMATCH),
         ("huge body", BUFFER),
+        ("huge header", HTTP),
+        ("endless headers", HTTP),
         ("cut body", NETWORK),
         ("silent", TIMEOUT),
         ("status 410", REFUSED),
@@ -367,7 +370,7 @@ DUPLICATES = [f'"{name}": {value}' for name, value in json.loads(GOOD_JSON).item
 VALUES = (
     r"""0 -0 1.5e+3 1E-2 "" "\u00e9\ud83d\ude00" "é" true null [] {} [[],{}] [1,"]"] {"a":{"b":[1]},"a":2}""".split()
 )
-NO_VALUES = r"""01 1. .5 +1 - 1e 1e+ tru nul "\x" "\u12g4" "\ud83d" "\ude00" "\ud83d\u0041" " [ [1 [1,] [,1] [1} [{]
+NO_VALUES = r"""01 1. .5 +1 - 1e 1e+ tru nul "\x" "\u12g4" "\ud83d" "\ude00" "\ude00\ude00" "\ud83d\u0041" " [ [1 [1,] [,1] [1} [{]
     { {"a"} {"a":} {"a":1,} {1:2} {a:1} {"a":[} {"a":1]""".split()
 
 
@@ -414,6 +417,18 @@ def test_what_failed_on_the_way_is_repeated_where_that_wastes_nothing(
 ) -> None:
     [(got, count)] = replay(build(REPLAY, *SANITIZED), [0, KEY, device_id, 99], [good], **env)
     assert (got.result, count) == (result, connections)
+
+
+@pytest.mark.parametrize("length", ["", None], ids=["no Content-Length", "Content-Length"])
+@pytest.mark.parametrize(("more", "result"), [(-1, OK), (0, BUFFER), (1, BUFFER)])
+def test_a_body_may_fill_the_buffer_but_for_its_nul(
+    build: Build, length: Optional[str], more: int, result: int, tmp_path: Path
+) -> None:
+    size = int(re.findall(r"define TRIPLE_BUFFER_SIZE (\d+)", HEADER.read_text("utf-8"))[0]) + more
+    (tmp_path / "reply").write_bytes(hostile.http(GOOD_JSON.ljust(size).encode(), length=length))
+    for piece in (1, 2000):
+        [(got, _)] = replay(build(REPLAY, *SANITIZED), [0, KEY, "MAC-0001", piece], [tmp_path / "reply"])
+        assert got.result == result
 
 
 def test_time_limits_end_the_attempts(build: Build, tmp_path: Path) -> None:
@@ -673,6 +688,6 @@ def test_the_readme_states_the_size_and_the_stack_that_are_measured(tmp_path: Pa
 
 def test_the_readme_names_every_result_and_every_setting() -> None:
     readme = README.read_text("utf-8")
-    header = (SDK / "triple_burn.h").read_text("utf-8")
+    header = HEADER.read_text("utf-8")
     for name in re.findall(r"#define (TRIPLE_\w+) ", header):
         assert f"`{name}`" in readme, name
