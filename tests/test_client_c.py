@@ -272,6 +272,15 @@ def test_a_request_without_a_device_id_is_never_repeated_once_it_was_sent(build:
         assert server.connections == 1
 
 
+def test_a_request_that_cannot_be_repeated_is_waited_for_until_the_time_limit(build: Build) -> None:
+    program = build(POSIX, "-O2", *HURRIED, "-DCRC32_SMALL")
+    with hostile.serve("plain") as server:
+        late: List[hostile.Step] = [0.9, hostile.http(json.dumps(hostile.certificate({"ProductKey": KEY})).encode())]
+        server.script = lambda _server, _request: late
+        assert request(program, server.port, "").result == OK
+        assert server.connections == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "result"),
     [
@@ -346,6 +355,7 @@ def test_the_checksum_of_every_payload(build: Build, machine: str, tmp_path: Pat
             (vector["crc32_int"], True),
             (vector["crc32"].lower(), True),
             (vector["crc32_int"] ^ 1, False),
+            (vector["crc32_int"] + (1 << 64), False),
             (f"{vector['crc32_int'] ^ 1 << 31:08X}", False),
         ):
             body = dict(zip(("ProductKey", "DeviceName", "ProductSecret", "DeviceSecret", "ProductID"), fields))
@@ -370,8 +380,8 @@ DUPLICATES = [f'"{name}": {value}' for name, value in json.loads(GOOD_JSON).item
 VALUES = (
     r"""0 -0 1.5e+3 1E-2 "" "\u00e9\ud83d\ude00" "é" true null [] {} [[],{}] [1,"]"] {"a":{"b":[1]},"a":2}""".split()
 )
-NO_VALUES = r"""01 1. .5 +1 - 1e 1e+ tru nul "\x" "\u12g4" "\ud83d" "\ude00" "\ude00\ude00" "\ud83d\u0041" " [ [1 [1,] [,1] [1} [{]
-    { {"a"} {"a":} {"a":1,} {1:2} {a:1} {"a":[} {"a":1]""".split()
+NO_VALUES = r"""01 1. .5 +1 - 1e 1e+ tru nul "\x" "\u12g4" "\ud83d" "\ude00" "\ude00\ude00" "\ud83d\u0041"
+    " [ [1 [1,] [,1] [1} [{] { {"a"} {"a":} {"a":1,} {1:2} {a:1} {"a":[} {"a":1]""".split()
 
 
 @pytest.mark.parametrize(
@@ -419,16 +429,32 @@ def test_what_failed_on_the_way_is_repeated_where_that_wastes_nothing(
     assert (got.result, count) == (result, connections)
 
 
-@pytest.mark.parametrize("length", ["", None], ids=["no Content-Length", "Content-Length"])
-@pytest.mark.parametrize(("more", "result"), [(-1, OK), (0, BUFFER), (1, BUFFER)])
+@pytest.mark.parametrize(("length", "spare"), [(None, 1), ("", 2)], ids=["Content-Length", "no Content-Length"])
 def test_a_body_may_fill_the_buffer_but_for_its_nul(
-    build: Build, length: Optional[str], more: int, result: int, tmp_path: Path
+    build: Build, length: Optional[str], spare: int, tmp_path: Path
 ) -> None:
-    size = int(re.findall(r"define TRIPLE_BUFFER_SIZE (\d+)", HEADER.read_text("utf-8"))[0]) + more
-    (tmp_path / "reply").write_bytes(hostile.http(GOOD_JSON.ljust(size).encode(), length=length))
-    for piece in (1, 2000):
-        [(got, _)] = replay(build(REPLAY, *SANITIZED), [0, KEY, "MAC-0001", piece], [tmp_path / "reply"])
-        assert got.result == result
+    size = int(re.findall(r"define TRIPLE_BUFFER_SIZE (\d+)", HEADER.read_text("utf-8"))[0])
+    for used, result in ((size - spare, OK), (size - spare + 1, BUFFER), (size + 1, BUFFER)):
+        (tmp_path / "reply").write_bytes(hostile.http(GOOD_JSON.ljust(used).encode(), length=length))
+        for piece in (1, 2000):
+            [(got, _)] = replay(build(REPLAY, *SANITIZED), [0, KEY, "MAC-0001", piece], [tmp_path / "reply"])
+            assert got.result == result, used
+
+
+@pytest.mark.parametrize("action", [0, 1])
+def test_a_request_is_not_answered_by_an_acknowledgement_nor_a_report_by_a_certificate(
+    build: Build, action: int, tmp_path: Path
+) -> None:
+    other = hostile.certificate({"ProductKey": KEY, "DeviceID": "MAC-0001", "Action": 1 - action})
+    (tmp_path / "reply").write_bytes(hostile.http(json.dumps(other).encode()))
+    [(got, _)] = replay(build(REPLAY, *SANITIZED), [action, KEY, "MAC-0001", 99], [tmp_path / "reply"])
+    assert got == (REPLY, "", "", "", "", "", "", "")
+
+
+def test_no_attempt_is_waited_for_that_the_time_limit_would_end(build: Build, good: Path) -> None:
+    program = build(REPLAY, *SANITIZED, "-DTRIPLE_PAUSE_MS=15000u")
+    [(got, count)] = replay(program, [0, KEY, "MAC-0001", 99], [good], REFUSE="1")
+    assert (got.result, count) == (NETWORK, 1)
 
 
 def test_time_limits_end_the_attempts(build: Build, tmp_path: Path) -> None:

@@ -724,13 +724,9 @@ static int receive(int socket, attempt *this, size_t *length)
         if (!take_head(&head, this->buffer, &have) || (!head.whole && total > MAX_HEAD))
             return TRIPLE_HTTP;
         this->status = head.status;
-        if (head.whole && head.length != NO_LENGTH) {
-            if (head.length > room)
-                return TRIPLE_BUFFER;
-            if (have >= head.length) {
-                have = head.length;
-                break;
-            }
+        if (head.whole && have >= head.length) {
+            have = head.length;
+            break;
         }
         if (have == room)
             return head.whole ? TRIPLE_BUFFER : TRIPLE_HTTP;
