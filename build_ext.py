@@ -23,6 +23,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+MISSING = ""
+try:
+    import setuptools
+    from setuptools import build_meta
+except ImportError:
+    MISSING = "setuptools"
+try:
+    import cffi
+except ImportError:  # also while pip asks get_requires_for_build_wheel
+    MISSING = "cffi"
+
 FOLDER = Path(__file__).resolve().parent
 NAME = "_certtool_crc32"  # not _crc32: cffi would write its own code over _crc32.c
 Settings = Optional[Dict[str, Any]]
@@ -30,9 +41,6 @@ Settings = Optional[Dict[str, Any]]
 
 def extension(folder: str) -> Any:
     """Return the extension for setuptools; cffi's C for it, with _crc32.c in it, is written into `folder`."""
-    import cffi
-    from setuptools import Extension
-
     ffi = cffi.FFI()
     ffi.cdef(
         """
@@ -45,17 +53,15 @@ def extension(folder: str) -> Any:
     with contextlib.redirect_stdout(None):
         ffi.emit_c_code(source)
     stable = not any(map(sysconfig.get_config_var, ("Py_DEBUG", "Py_GIL_DISABLED")))
-    return Extension(NAME, [source], py_limited_api=stable, optional=True)
+    return setuptools.Extension(NAME, [source], py_limited_api=stable, optional=True)
 
 
 def build() -> Path:
     """Build the extension beside this file and return its path. Raises whatever cffi and setuptools raise."""
-    from setuptools import Distribution
-
     with tempfile.TemporaryDirectory() as folder:
         module = extension(folder)
         module.optional = False
-        command = Distribution({"ext_modules": [module]}).get_command_obj("build_ext")
+        command = setuptools.Distribution({"ext_modules": [module]}).get_command_obj("build_ext")
         command.build_lib = command.build_temp = folder
         command.ensure_finalized()
         command.run()
@@ -69,15 +75,16 @@ def build() -> Path:
 
 def main() -> int:
     """Build beside certtool.py. Returns 1, and has said why and what still works, where that is not possible."""
-    try:
-        built = build()
-    except ImportError as error:
-        why, remedy = f"{error.name or 'cffi'} is missing", "python -m pip install cffi setuptools"
-    except (Exception, SystemExit) as error:
-        why, remedy = f"{type(error).__name__}: {error}", "install a C compiler and the headers of this Python"
+    if MISSING:
+        why, remedy = f"{MISSING} is missing", "python -m pip install cffi setuptools"
     else:
-        print(f"Built {built.name}: certtool.py uses it from its next start on.")
-        return 0
+        try:
+            built = build()
+        except (Exception, SystemExit) as error:
+            why, remedy = f"{type(error).__name__}: {error}", "install a C compiler and the headers of this Python"
+        else:
+            print(f"Built {built.name}: certtool.py uses it from its next start on.")
+            return 0
     print(
         f"The C extension was not built ({why}), so certtool.py goes on computing its checksums in Python: to have it, "
         f"{remedy}, then run this again.",
@@ -93,23 +100,16 @@ def main() -> int:
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> List[str]:
     """Name what the build needs beside setuptools."""
-    from setuptools import build_meta
-
     return [*build_meta.get_requires_for_build_wheel(config_settings), "cffi"]
 
 
 def build_wheel(directory: str, config_settings: Settings = None, metadata_directory: Optional[str] = None) -> str:
     """Build the wheel, with the extension where it can be compiled."""
-    import setuptools
-    from setuptools import build_meta
-
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        try:
+        if not MISSING:
             # build_meta calls setup() for a project without a setup.py: this is what it then finds.
-            module = extension(os.path.relpath(folder))
-            setuptools.setup = functools.partial(setuptools.setup, ext_modules=[module])
-        except ImportError as error:
-            print(f"Without the C extension: {error}", file=sys.stderr)
+            modules = [extension(os.path.relpath(folder))]
+            setuptools.setup = functools.partial(setuptools.setup, ext_modules=modules)
         return str(build_meta.build_wheel(directory, config_settings, metadata_directory))
 
 
@@ -118,8 +118,6 @@ get_requires_for_build_editable = get_requires_for_build_wheel
 
 def build_editable(directory: str, config_settings: Settings = None, metadata_directory: Optional[str] = None) -> str:
     """Build what `pip install -e .` wants; the extension stands beside certtool.py then."""
-    from setuptools import build_meta
-
     main()
     return str(build_meta.build_editable(directory, config_settings, metadata_directory))
 

@@ -53,8 +53,7 @@ def main(pytest_arguments: List[str]) -> int:
     steps = [
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
-        ["-m", "mypy", "--platform=linux", *sources],
-        ["-m", "mypy", "--platform=win32", *sources],
+        *(["-m", "mypy", f"--platform={p}", f"--cache-dir=.mypy_cache/{p}", *sources] for p in ("linux", "win32")),
         ["-m", "pytest", *coverage, *pytest_arguments],
     ]
     failed = [step for step in steps if not passes(*step)]
