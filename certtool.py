@@ -40,6 +40,8 @@ import hmac
 import http.client
 import http.server
 import io
+import ipaddress
+import itertools
 import json
 import os
 import re
@@ -47,6 +49,7 @@ import secrets
 import selectors
 import signal
 import socket
+import socketserver
 import sys
 import sysconfig
 import threading
@@ -363,6 +366,15 @@ class Record(NamedTuple):
     rerequests: int = 0
 
 
+class Undo(NamedTuple):
+    """What `State.restore` needs: how the certificate was, and where the pool's cursor stood, before an event."""
+
+    product: Product
+    number: int
+    record: Record
+    cursor: int
+
+
 class Product:
     """The certificates of one ProductKey: by name, by the DeviceID that holds or is promised them, and free ones."""
 
@@ -414,6 +426,7 @@ class State:
         self.products: Dict[str, Product] = {}
         self.prepared: Deque[Staged] = deque()  # imports whose events come next
         self.batches: List[Tuple[int, str]] = []  # (first number, batch) of each import
+        self.sources: Dict[str, int] = {}  # digest of each file that was imported whole, with its number of rows
         self.names: List[str] = []
         self._status = bytearray()
         self._device: List[str] = []
@@ -422,6 +435,14 @@ class State:
         self._written_at = array("q")
         self._rerequests: Dict[int, int] = {}
         self._stations: Dict[str, str] = {}  # one object for each address
+
+    def find(self, device_name: str, product_key: str = "") -> List[Tuple[Product, int]]:
+        """Return product and number of each certificate of that name; a name may occur once in each product."""
+        return [
+            (product, product.names[device_name])
+            for key, product in self.products.items()
+            if device_name in product.names and product_key in ("", key)
+        ]
 
     def record(self, number: int) -> Record:
         """Return what is known of the certificate `number`."""
@@ -472,25 +493,36 @@ class State:
         name = self.names[number]
         return number, Event(kind, now, product.key, name, device_id, command.station, command.detail)
 
-    def apply(self, event: Event) -> Optional[Tuple[Product, int, Record]]:
+    def apply(self, event: Event) -> Optional[Undo]:
         """Make the event true. Returns what `restore` needs to take it back, None for an import.
 
         It never refuses. A KeyError means that the event names a certificate that no import holds.
         """
         if event.kind == "import":
-            self._adopt(self.prepared.popleft())
+            self._adopt(self.prepared.popleft(), event.detail)
             return None
         if event.kind == "store":
             return None
         product = self.products[event.product_key]
         number = product.names[event.device_name]
-        before = self.record(number)
-        self._set(product, number, EFFECTS[event.kind](before, event))
-        return product, number, before
+        undo = Undo(product, number, self.record(number), product.cursor)
+        self._set(product, number, EFFECTS[event.kind](undo.record, event))
+        return undo
 
-    def restore(self, undo: Tuple[Product, int, Record]) -> None:
-        """Take back the latest event that was applied to this certificate."""
-        self._set(*undo)
+    def restore(self, undo: Undo) -> None:
+        """Take back the latest event: the certificate, its device, and its place among the free ones are as before."""
+        product, number, record, cursor = undo
+        now_free = self._status[number] == UNALLOCATED
+        self._set(product, number, record)
+        if record.status == UNALLOCATED and not record.device_id:
+            product.returned.pop()
+            place = bisect.bisect_left(product.pool, number, cursor)
+            if number in product.pool[place : place + 1]:
+                product.cursor = cursor
+            elif number not in product.returned:
+                product.returned.appendleft(number)
+        elif now_free and product.returned and product.returned[-1] == number:
+            product.returned.pop()
 
     def _next_free(self, product: Product) -> int:
         if product.cursor < len(product.pool):
@@ -501,12 +533,7 @@ class State:
 
     def _set(self, product: Product, number: int, record: Record) -> None:
         """The one place that changes a certificate; it keeps device map, counts and pool true."""
-        missing = number + 1 - len(self._device)
-        if missing > 0:
-            self._device.extend([""] * missing)
-            self._station.extend([""] * missing)
-            self._allocated_at.extend([0] * missing)
-            self._written_at.extend([0] * missing)
+        self._grow(number)
         status, device_id, station, allocated_at, written_at, rerequests = record
         old_status, old_device = self._status[number], self._device[number]
         if old_device != device_id:
@@ -534,7 +561,9 @@ class State:
         while product.returned and self._status[product.returned[0]] != UNALLOCATED:
             product.returned.popleft()
 
-    def _adopt(self, staged: Staged) -> None:
+    def _adopt(self, staged: Staged, detail: Mapping[str, Any]) -> None:
+        if detail.get("source"):
+            self.sources[detail["source"]] = detail["read"]
         self.batches.append((staged.first, staged.batch))
         self.names.extend(staged.names)
         self._status.extend(bytes(len(staged.names)))
@@ -548,13 +577,16 @@ class State:
                 product.pool.extend(new.pool)
                 product.counts[UNALLOCATED] += new.counts[UNALLOCATED]
             for device_id, number in new.devices.items():
-                missing = number + 1 - len(self._device)
-                if missing > 0:
-                    self._device.extend([""] * missing)
-                    self._station.extend([""] * missing)
-                    self._allocated_at.extend([0] * missing)
-                    self._written_at.extend([0] * missing)
+                self._grow(number)
                 self._device[number] = device_id
+
+    def _grow(self, number: int) -> None:
+        missing = number + 1 - len(self._device)
+        if missing > 0:
+            self._device.extend([""] * missing)
+            self._station.extend([""] * missing)
+            self._allocated_at.frombytes(bytes(8 * missing))
+            self._written_at.frombytes(bytes(8 * missing))
 
 
 # What each kind of event makes of a certificate's record. A kind that is not here and not an import is from the future.
@@ -567,3 +599,2466 @@ EFFECTS: Mapping[str, Callable[[Record, Event], Record]] = {
     "void": lambda old, event: old._replace(status=VOID),
 }
 KINDS = frozenset(EFFECTS) | {"store", "import"}
+
+# ======================================================================================================================
+# 6. Identity-file reader (pure)
+# ======================================================================================================================
+# CSV from the cloud console or a spreadsheet (CONTRACT 4): bytes in, a credential or a reason for each row out. A message
+# never quotes a cell: in a file without a header line, or with shifted columns, any cell may be a secret.
+
+Row = Tuple[int, Union[Credential, str]]  # physical line from 1, and the credential or the reason against it
+
+COLUMNS = ("ProductKey", "DeviceName", "DeviceSecret", "ProductSecret", "ProductID", "DeviceID")  # as in Credential
+REQUIRED = COLUMNS[:3]
+OPTIONAL_FROM = {"ProductKey": "--product-key", "ProductSecret": "--product-secret", "ProductID": "--product-id"}
+SEPARATORS = ",;\t"
+
+_PRINTABLE = re.compile(r"[!-~]{1,%d}" % FIELD_LENGTH)
+_DEVICE_NAME = re.compile(r"[A-Za-z0-9\-_@.:]{4,32}")
+_MANGLED = re.compile(r"\d(\.\d+)?E[+-]\d{2,}|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)")
+_LINE_END = "\r\n"
+
+
+class BadFile(CertToolError):
+    """A file that is no identity file at all. `line` is the physical line that shows it."""
+
+    http_status = 400
+    code = "BadRequest"
+
+    def __init__(self, message: str, line: int = 1) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def check_field(column: str, value: str) -> str:
+    """Return "" for a value that may stand in this column, else the reason against it, which does not quote it."""
+    if not value:
+        return f"{column} is missing." if column in REQUIRED else ""
+    if _MANGLED.fullmatch(value):
+        return f"{column} was rewritten by a spreadsheet: export the file again and do not save it in a spreadsheet."
+    if column == "DeviceName":
+        if not _DEVICE_NAME.fullmatch(value):
+            return "DeviceName is not 4-32 characters of A-Z a-z 0-9 - _ @ . :"
+    elif not _PRINTABLE.fullmatch(value):
+        return f"{column} is not 1-{FIELD_LENGTH} printable ASCII characters without white space."
+    return ""
+
+
+class IdentityFile:
+    """The rows of one identity file. `ignored` names the columns that are not used.
+
+    Construction reads the header line; it raises BadFile where the bytes are no such file. `options` fills ProductKey,
+    ProductSecret and ProductID where the file has no such column; its values have passed `check_field`.
+    """
+
+    def __init__(self, data: bytes, options: Mapping[str, str]) -> None:
+        encoding = _sniff_encoding(data)
+        self._lines = enumerate(io.TextIOWrapper(io.BytesIO(data), encoding, newline=""), 1)
+        self._again: Deque[Tuple[int, str]] = deque()
+        start, header = next(((n, text) for n, text in self._lines if text.strip()), (1, ""))
+        self._separator, names = _sniff_separator(header)
+        self._width = len(names)
+        keys = [re.sub(r"[\s_-]", "", name).lower() for name in names]
+        self._places: List[Union[int, str]] = []  # for each of COLUMNS the cell's index, or the fixed value
+        missing = []
+        for column in COLUMNS:
+            places = [index for index, key in enumerate(keys) if key == column.lower()]
+            if len(places) > 1:
+                raise BadFile(f"The header line names {column} twice: leave one of them out.", start)
+            if not places and column in REQUIRED and not options.get(column):
+                missing.append(column + (f" (or {OPTIONAL_FROM[column]})" if column in OPTIONAL_FROM else ""))
+            self._places.append(places[0] if places else options.get(column, ""))
+        if missing:
+            raise BadFile(f"The first line must name the columns; there is none for {', '.join(missing)}.", start)
+        known = {column.lower() for column in COLUMNS}
+        self.ignored = [name.strip() or "(no name)" for name, key in zip(names, keys) if key not in known]
+        self._fast = self._fast_pattern()
+
+    def rows(self) -> Iterator[Row]:
+        """Yield each row that is not blank. A bad one never hides the rows after it."""
+        fast, places = self._fast, self._places
+        cells: Union[Sequence[str], str]
+        for line, text in self._physical_lines():
+            match = fast(text)
+            if match and "E+" not in text and "E-" not in text and "#" not in text:
+                groups = match.groups()
+                yield line, Credential(*[groups[place] if isinstance(place, int) else place for place in places])
+                continue
+            cells = self._cells(line, text)
+            if isinstance(cells, str):
+                yield line, cells
+            elif "".join(cells).strip():
+                yield line, self._credential(cells)
+
+    def _physical_lines(self) -> Iterator[Tuple[int, str]]:
+        while True:
+            if self._again:
+                yield self._again.popleft()
+            else:
+                numbered = next(self._lines, None)
+                if numbered is None:
+                    return
+                yield numbered
+
+    def _fast_pattern(self) -> Callable[[str], Optional[re.Match[str]]]:
+        """One expression that accepts only plain and right lines, a group for each cell; the others go the long way."""
+        plain = f"[^{re.escape(self._separator)}\"\\x00-\\x20\\x7f-\\U0010ffff]"
+        cells = ["([^%s\"\\r\\n]*)" % re.escape(self._separator)] * self._width
+        for column, place in zip(COLUMNS, self._places):
+            if isinstance(place, int):
+                lowest = 1 if column in REQUIRED else 0
+                name = f"({_DEVICE_NAME.pattern})"
+                cells[place] = name if column == "DeviceName" else f"({plain}{{{lowest},{FIELD_LENGTH}}})"
+        return re.compile(re.escape(self._separator).join(cells) + r"\r?\n?").fullmatch
+
+    def _cells(self, line: int, text: str) -> Union[List[str], str]:
+        """Split a row, which a quoted cell may carry over several lines; a reason where its quotes do not match."""
+        taken: List[Tuple[int, str]] = []
+        record = text
+        while record.count('"') % 2:
+            more = next(self._physical_lines(), None) if len(taken) < RECORD_LINES else None
+            if more is None:
+                break
+            taken.append(more)
+            record += more[1]
+        if '"' not in record:
+            return record.rstrip(_LINE_END).split(self._separator)
+        try:
+            if record.count('"') % 2 == 0:
+                return next(csv.reader([record], delimiter=self._separator, strict=True))
+        except (csv.Error, StopIteration):
+            pass
+        self._again.extendleft(reversed(taken))
+        return "A quotation mark is not closed, or text follows one that is."
+
+    def _credential(self, cells: Sequence[str]) -> Union[Credential, str]:
+        if len(cells) != self._width:
+            return f"The row has {len(cells)} cells where the header line has {self._width}."
+        values = [cells[place] if isinstance(place, int) else place for place in self._places]
+        reasons = filter(None, map(check_field, COLUMNS, values))
+        return next(reasons, None) or Credential(*values)
+
+
+def _sniff_encoding(data: bytes) -> str:
+    if data[:2] == b"PK" or data[:4] == b"\xd0\xcf\x11\xe0":
+        raise BadFile("This is a spreadsheet, not a CSV file: save it as CSV and import that.")
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        candidates = ["utf-16"]
+    else:
+        candidates = ["utf-8-sig", "gb18030"]
+    place = 0
+    for encoding in candidates:
+        try:
+            data.decode(encoding)
+            return encoding
+        except UnicodeDecodeError as error:
+            place = max(place, error.start)
+    raise BadFile("The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", _line_at(data, place))
+
+
+def _line_at(data: bytes, place: int) -> int:
+    return data.count(b"\n", 0, place) + 1
+
+
+def _sniff_separator(header: str) -> Tuple[str, List[str]]:
+    """Return the separator that shows the most known columns, and the names of the columns."""
+    known = {column.lower() for column in COLUMNS}
+    best: Tuple[int, str, List[str]] = (-1, ",", [])
+    for separator in SEPARATORS:
+        try:
+            names = next(csv.reader([header], delimiter=separator, strict=True), [])
+        except csv.Error:
+            continue
+        score = len(known.intersection(re.sub(r"[\s_-]", "", name).lower() for name in names))
+        if score > best[0]:
+            best = (score, separator, names)
+    return best[1], best[2]
+
+
+# ======================================================================================================================
+# 7. Journal codec (pure)
+# ======================================================================================================================
+# journal.csv, append-only, UTF-8, lines end in LF:
+#
+#     Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,Digest
+#     1,2026-11-24T08:00:00.000+08:00,store,,,,,"{""id"":""5f0c..."",""version"":1}",9a0364b9e99bb480
+#     2,2026-11-24T08:00:00.120+08:00,import,,,,127.0.0.1,"{""file"":""000001-sample.csv"",""rows"":20,...}",3fc1...
+#     3,2026-11-24T08:00:07.561+08:00,allocate,a1SampleWf0,lamp-0001,A0B1C2D3E4F5,192.168.1.20,,77de...
+#
+#   Seq     counts from 1 without a gap: it is the order of events, clocks jump
+#   Time    local time with its offset, milliseconds
+#   Detail  a JSON object, only for kinds that need more than the columns
+#   Digest  first 16 hex digits of SHA-256(digest of the line before + this line up to its last comma): the last one
+#           seals all history
+#
+# A cell that a spreadsheet would take for a formula carries a leading apostrophe, which reading takes off again.
+# Only a last line without its LF may be cut: a write that a power cut tore. Nothing in it was ever acknowledged.
+
+FORMAT_VERSION = 1
+JOURNAL_HEADER = b"Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,Digest\n"
+JOURNAL_WIDTH = 9
+DIGEST_LENGTH = 16
+
+_PLAIN = re.compile(r"[^=+\-@'\",\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
+
+
+def encode_cell(text: str) -> str:
+    """Write one cell so that any CSV reader reads it back, and no spreadsheet runs it."""
+    if not text or _PLAIN(text):
+        return text
+    if text[0] in "=+-@'":
+        text = "'" + text
+    if '"' in text or "," in text or "\n" in text or "\r" in text:
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def decode_cells(text: str) -> List[str]:
+    """Read a line of cells that `encode_cell` wrote. Raises csv.Error where the quotes do not match."""
+    if '"' not in text:
+        cells = text.split(",")
+    else:
+        cells = next(csv.reader([text], strict=True))
+    if "'" in text:
+        cells = [cell[1:] if cell[:1] == "'" else cell for cell in cells]
+    return cells
+
+
+@functools.lru_cache(maxsize=4)
+def _second_as_text(second: int) -> Tuple[str, str]:
+    text = datetime.fromtimestamp(second, timezone.utc).astimezone().isoformat()
+    return text[:19], text[19:]
+
+
+def format_time(milliseconds: int) -> str:
+    """Return ISO 8601 local time with offset, from milliseconds since 1970 UTC; "" for 0, which never happened."""
+    if not milliseconds:
+        return ""
+    second, rest = divmod(milliseconds, 1000)
+    date, offset = _second_as_text(second)
+    return f"{date}.{rest:03d}{offset}"
+
+
+@functools.lru_cache(maxsize=4)
+def _second_from_text(date: str, offset: str) -> int:
+    return int(datetime.fromisoformat(date + offset).timestamp()) * 1000
+
+
+def parse_time(text: str) -> int:
+    """Return the milliseconds since 1970 UTC of what `format_time` wrote. Raises ValueError."""
+    if len(text) < 25 or text[19] != ".":
+        raise ValueError("not a time of the journal")
+    return _second_from_text(text[:19], text[23:]) + int(text[20:23])
+
+
+def chain_digest(previous: str, body: bytes) -> str:
+    """Return the digest of a line whose predecessor has the digest `previous`; `body` ends before the last comma."""
+    return hashlib.sha256(previous.encode() + body).hexdigest()[:DIGEST_LENGTH]
+
+
+class JournalWriter:
+    """Encodes events one after the other. `seq` and `digest` are those of the last line; a caller may put them back."""
+
+    def __init__(self, seq: int = 0, digest: str = "") -> None:
+        self.seq = seq
+        self.digest = digest or chain_digest("", JOURNAL_HEADER)
+
+    def encode(self, event: Event) -> bytes:
+        """Return the event's line."""
+        kind, moment, product_key, device_name, device_id, station, detail = event
+        text = json.dumps(detail, ensure_ascii=False, separators=(",", ":")) if detail else ""
+        cells = (product_key, device_name, device_id, station, text)
+        row = f"{self.seq + 1},{format_time(moment)},{kind},{','.join(map(encode_cell, cells))}"
+        body = row.encode("utf-8", "replace")
+        self.digest = chain_digest(self.digest, body)
+        self.seq += 1
+        return body + b"," + self.digest.encode() + b"\n"
+
+
+class JournalReader:
+    """Decodes a journal line by line. After each event `offset`, `seq` and `digest` stand behind its line.
+
+    `torn` is what follows the last line end: a write that was cut short. Iterating raises StoreError at any other damage
+    and names the line.
+    """
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self.seq = 0
+        self.digest = ""
+        self.torn = b""
+
+    def events(self, lines: Iterable[bytes]) -> Iterator[Event]:
+        """Yield the event of each whole line; `lines` are the file's, each with its LF."""
+        for line in lines:
+            if line[-1:] != b"\n":
+                self.torn = line
+                return
+            if self.offset == 0:
+                if line != JOURNAL_HEADER:
+                    raise self._damage("is not the header of a journal")
+                self.digest = chain_digest("", line)
+            else:
+                yield self._decode(line)
+            self.offset += len(line)
+
+    def _decode(self, line: bytes) -> Event:
+        body, _, digest = line[:-1].rpartition(b",")
+        expected = chain_digest(self.digest, body)
+        if digest != expected.encode():
+            raise self._damage("was changed, or a line before it is missing")
+        try:
+            seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
+            event = Event(
+                kind, parse_time(moment), product_key, device_name, device_id, station, json.loads(detail or "{}")
+            )
+            if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0):
+                raise ValueError("out of order")
+        except (ValueError, csv.Error, StopIteration):
+            raise self._damage("is not an event") from None
+        if kind not in KINDS or (kind == "store" and event.detail.get("version") != FORMAT_VERSION):
+            raise StoreError(
+                f"journal.csv line {self.seq + 2} ({ascii(kind[:40])}) was written by a newer certtool: use that one."
+            )
+        self.seq += 1
+        self.digest = expected
+        return event
+
+    def _damage(self, what: str) -> StoreError:
+        line = self.seq + 2 if self.offset else 1
+        return StoreError(
+            f"journal.csv line {line} {what}. Nothing was changed. Put back the last good copy of the whole store, and "
+            "ask which certificates were given out since then before serving."
+        )
+
+# ======================================================================================================================
+# 8. Store: lock, import files, journal, recovery
+# ======================================================================================================================
+# A folder; nothing in it is ever overwritten but what the lock file tells.
+#
+#     imports/000001-NAME.csv   what was imported, canonical columns, never changed again
+#     journal.csv               one line an event (7), append-only
+#     journal.torn-OFFSET       bytes that recovery cut off the journal there, for the curious
+#     lock                      held by the one writer; tells who that is
+#
+# Crash windows. An import file is complete and synced before its event is written; without the event it is an orphan that
+# nobody reads. An event counts once its line is whole and synced; a torn last line was never acknowledged, so the next
+# writer cuts it. After a failed write the file is cut back to the last good line. After a failed fsync nobody knows what
+# is on the disk, so this process records nothing any more; the next start reads what is there.
+
+IMPORT_COLUMNS = (*COLUMNS, "CRC32")
+IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
+OPEN_IMPORTS = 16  # import files kept open for reading
+PROGRESS_EVENTS = 20_000  # events or rows between two reports of progress
+TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
+TORN_SECONDS = 0.05  # between two such looks
+
+Progress = Callable[[str, int, int], None]  # what is being done, units done, units in all
+
+
+class Certificate(NamedTuple):
+    """A credential with its checksum as 8 upper-case hex digits."""
+
+    credential: Credential
+    crc32: str
+
+
+def _patiently(action: Callable[[], int]) -> int:
+    """On Windows an antivirus may hold a new file for a moment: try again for a while."""
+    if sys.platform == "win32":
+        deadline = time.monotonic() + ANTIVIRUS_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(PermissionError):
+                return action()
+            time.sleep(0.05)
+    return action()
+
+
+def _open(path: str, flags: int) -> int:
+    return _patiently(lambda: os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600))
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write all or raise OSError: a full disk takes a part without an error."""
+    if os.write(descriptor, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _sync_folder(path: str) -> None:
+    """Make a new name in a folder durable. Windows has no such call."""
+    if sys.platform != "win32":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Take the exclusive lock; False where another process has it. It ends with the descriptor or the process."""
+    try:
+        if sys.platform == "win32":
+            os.lseek(descriptor, LOCK_OFFSET, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        raise
+    return True
+
+
+class Lock:
+    """The right to write to a store, held until `release` or the end of the process.
+
+    Raises StoreBusy where another process holds it. The file tells others who the holder is and how to reach it; that is
+    true only while the lock is held, and nobody else reads it, since it is 0600.
+    """
+
+    def __init__(self, path: str, command: str) -> None:
+        self._descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            if not _try_lock(self._descriptor):
+                raise self._busy(path)
+            self.announce({"pid": os.getpid(), "command": command})
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def announce(self, facts: Mapping[str, Any]) -> None:
+        """Tell others about the holder: `pid`, `command`, and of a server `address`, `port` and `token`."""
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.ftruncate(self._descriptor, 0)
+        _write_all(self._descriptor, json.dumps(facts).encode())
+
+    def release(self) -> None:
+        """Give the lock back."""
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+    def _busy(self, path: str) -> StoreBusy:
+        holder: Mapping[str, Any] = {}
+        for _ in range(TORN_READS):
+            with contextlib.suppress(OSError, ValueError):
+                os.lseek(self._descriptor, 0, os.SEEK_SET)
+                holder = json.loads(os.read(self._descriptor, 4096))
+                break
+            time.sleep(TORN_SECONDS)
+        who = f"certtool {holder.get('command', '')}".strip() + f" (process {holder.get('pid', 'unknown')}"
+        who += f", port {holder['port']})" if "port" in holder else ")"
+        return StoreBusy(f"The store {os.path.dirname(path)} is in use by {who}: stop that first.", holder)
+
+
+class ImportFile:
+    """One file in imports/, known by where each row starts."""
+
+    def __init__(self, path: str, first: int) -> None:
+        self.path = path
+        self.first = first
+        self.offsets = array("Q")
+        self.file: Optional[BinaryIO] = None
+
+    def load(self, staged: Staged, sha256: str, rows: int) -> None:
+        """Read all rows into `staged`. Raises StoreError unless the file is, byte for byte, what was imported."""
+        digest = hashlib.sha256(IMPORT_HEADER)
+        offset = len(IMPORT_HEADER)
+        try:
+            with open(self.path, "rb") as file:
+                right = file.readline() == IMPORT_HEADER
+                for line in file:
+                    digest.update(line)
+                    self.offsets.append(offset)
+                    offset += len(line)
+                    staged.add(_credential_of(line))
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read ({error.strerror}): put it back, it holds certificates.") from None
+        except (ValueError, TypeError, csv.Error):
+            right = False
+        if not right or digest.hexdigest() != sha256 or len(self.offsets) != rows:
+            raise StoreError(f"{self.path} is not as it was imported. Nothing was changed. Put the good copy back.")
+
+    def certificate(self, number: int) -> Certificate:
+        """Read one row. Raises OSError, ValueError, TypeError or csv.Error where the file was changed."""
+        if self.file is None:
+            self.file = open(self.path, "rb")  # noqa: SIM115 - kept open, closed by the store
+        self.file.seek(self.offsets[number - self.first])
+        line = self.file.readline()
+        return Certificate(_credential_of(line), line[-9:-1].decode())
+
+    def close(self) -> None:
+        """Close the file; reading opens it again."""
+        if self.file:
+            self.file.close()
+            self.file = None
+
+
+def _credential_of(line: bytes) -> Credential:
+    cells = decode_cells(line[:-1].decode("ascii"))
+    cells.pop()
+    return Credential(*cells)
+
+
+class ImportWriter:
+    """A new file in imports/. It becomes part of the store when the event with its `detail` is committed."""
+
+    def __init__(self, folder: str, number: int, name: str, first: int) -> None:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "_", os.path.splitext(name)[0]).strip("._")[:40] or "import"
+        self.name = f"{number:06d}-{stem}.csv"
+        self.imported = ImportFile(os.path.join(folder, self.name), first)
+        self._digest = hashlib.sha256(IMPORT_HEADER)
+        self._offset = len(IMPORT_HEADER)
+        self._descriptor = _open(self.imported.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        _write_all(self._descriptor, IMPORT_HEADER)
+
+    def write(self, credentials: Sequence[Credential], checksums: Sequence[int]) -> None:
+        """Append rows. Raises OSError; the file is then only good to be discarded."""
+        lines = [
+            f"{','.join(map(encode_cell, credential))},{checksum:08X}\n".encode()
+            for credential, checksum in zip(credentials, checksums)
+        ]
+        for line in lines:
+            self.imported.offsets.append(self._offset)
+            self._offset += len(line)
+        data = b"".join(lines)
+        self._digest.update(data)
+        _write_all(self._descriptor, data)
+
+    def sync(self) -> None:
+        """Make the file and its name durable. It may run in another thread. Raises OSError."""
+        os.fsync(self._descriptor)
+        _sync_folder(os.path.dirname(self.imported.path))
+
+    def detail(self) -> Dict[str, Any]:
+        """What the import's event says of this file."""
+        return {"file": self.name, "rows": len(self.imported.offsets), "sha256": self._digest.hexdigest()}
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def discard(self) -> None:
+        """Remove the file of an import that will not be committed."""
+        self.close()
+        with contextlib.suppress(OSError):  # an orphan is harmless, and the next start says that it is there
+            os.unlink(self.imported.path)
+
+
+class Store:
+    """The files. What the service asks of it is what a store on a database server would have to offer:
+
+    `load` once; `certificate` to read one; `append` and `commit` to record; `new_import` and `adopt` to add certificates;
+    `close`. `notes` are sentences for the operator about what was found.
+
+    A writer takes the lock, makes a new store where there is none, and repairs a torn tail. A reader (`writer=False`)
+    changes nothing and may run beside a writer. Construction and `load` raise StoreError (StoreBusy) and change nothing.
+    """
+
+    def __init__(self, folder: str, command: str = "", writer: bool = True) -> None:
+        self.folder = folder
+        self.writer = writer
+        self.notes: List[str] = []
+        self.lock: Optional[Lock] = None
+        self._imports_folder = os.path.join(folder, "imports")
+        self._journal_path = os.path.join(folder, "journal.csv")
+        self._imports: List[ImportFile] = []
+        self._firsts: List[int] = []
+        self._open_imports: Deque[ImportFile] = deque()
+        self._journal = -1
+        self._offset = 0
+        self._codec = JournalWriter()
+        self._committed = (self._codec.seq, self._codec.digest)
+        self._lines: List[bytes] = []
+        self._broken = ""
+        self._last_import = 0  # the highest number of a file in imports/
+        self._open_folder(command)
+
+    # -- opening and recovery ------------------------------------------------------------------------------------------
+
+    def _open_folder(self, command: str) -> None:
+        folder = self.folder
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise StoreError(f"{folder} is a file, not a folder: name another folder with --data.")
+        if not self.writer:
+            return
+        try:
+            if not os.path.isdir(folder):
+                os.makedirs(folder, 0o700)
+                self.notes.append(f"A new, empty store was made: {folder}")
+                _sync_folder(os.path.dirname(os.path.abspath(folder)))
+            self.lock = Lock(os.path.join(folder, "lock"), command)
+            if not os.path.isdir(self._imports_folder):
+                os.mkdir(self._imports_folder, 0o700)
+                _sync_folder(folder)
+        except OSError as error:
+            self.close()
+            raise StoreError(
+                f"The store {folder} cannot be written ({error.strerror}): check its rights, or name another with --data."
+            ) from None
+
+    def load(self, state: State, progress: Optional[Progress] = None) -> None:
+        """Bring a new `state` to what the files say. Raises StoreError and changes nothing where they are damaged."""
+        if not os.path.isdir(self.folder):
+            raise StoreError(f"There is no store at {self.folder}: import a file first, or name the store with --data.")
+        try:
+            reader = self._replay(state, progress or (lambda what, done, total: None))
+            self._note_orphans()
+            if reader.seq == 0 and self._last_import:
+                raise StoreError(
+                    f"{self._journal_path} is missing or empty while imports were made. Nothing was changed. Put back the "
+                    "journal: without it certificates that are in devices would be given out again."
+                )
+            if self.writer:
+                self._open_journal(reader)
+            elif reader.torn:
+                self.notes.append(f"journal.csv ends in half a line ({len(reader.torn)} bytes), which was not read.")
+        except OSError as error:
+            raise StoreError(f"The store {self.folder} cannot be read: {error.strerror} ({error.filename}).") from None
+
+    def _replay(self, state: State, progress: Progress) -> JournalReader:
+        reader = JournalReader()
+        if not os.path.exists(self._journal_path):
+            return reader
+        with open(self._journal_path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for look in range(TORN_READS):
+                for event in reader.events(file):
+                    if event.kind == "import":
+                        progress(f"reading {event.detail.get('file')}", reader.offset, size)
+                        self._load_import(event, state)
+                    try:
+                        state.apply(event)
+                    except (KeyError, IndexError):
+                        raise StoreError(
+                            f"journal.csv line {reader.seq + 1} names a certificate that no import holds. Nothing was "
+                            "changed. Put back the last good copy of the whole store."
+                        ) from None
+                    if reader.seq % PROGRESS_EVENTS == 0:
+                        progress("reading the journal", reader.offset, size)
+                if self.writer or not reader.torn or look == TORN_READS - 1:
+                    break
+                time.sleep(TORN_SECONDS)
+                reader.torn = b""
+                file.seek(reader.offset)
+        progress("reading the journal", size, size)
+        return reader
+
+    def _load_import(self, event: Event, state: State) -> None:
+        try:
+            name, rows, sha256, batch = (event.detail[key] for key in ("file", "rows", "sha256", "batch"))
+        except KeyError:
+            raise StoreError(f"journal.csv: the import at {format_time(event.time)} lacks its details.") from None
+        imported = ImportFile(os.path.join(self._imports_folder, name), len(state.names))
+        staged = Staged(imported.first, batch)
+        imported.load(staged, sha256, rows)
+        state.prepared.append(staged)
+        self.adopt(imported)
+
+    def _note_orphans(self) -> None:
+        used = {os.path.basename(imported.path) for imported in self._imports}
+        names = os.listdir(self._imports_folder) if os.path.isdir(self._imports_folder) else []
+        numbers = {name: int(name[:6]) for name in names if re.match(r"\d{6}-", name)}
+        orphans = sorted(set(numbers) - used)
+        self._last_import = max(numbers.values(), default=0)
+        for name in orphans:
+            self.notes.append(f"imports/{name} was never completed or taken back, so it is ignored.")
+
+    def _open_journal(self, reader: JournalReader) -> None:
+        self._journal = _open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        if reader.torn:
+            self._cut_torn_tail(reader)
+        self._offset = reader.offset
+        if reader.seq:
+            self._codec = JournalWriter(reader.seq, reader.digest)
+            self._committed = (reader.seq, reader.digest)
+            return
+        os.ftruncate(self._journal, 0)
+        self._offset = 0
+        self._lines.append(JOURNAL_HEADER)
+        self.append(Event("store", _now(), detail={"id": secrets.token_hex(8), "version": FORMAT_VERSION}))
+        try:
+            self.commit()
+        except StoreUnavailable as error:
+            raise StoreError(str(error)) from None
+        _sync_folder(self.folder)
+
+    def _cut_torn_tail(self, reader: JournalReader) -> None:
+        name = f"journal.torn-{reader.offset}"
+        side = _open(os.path.join(self.folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            _write_all(side, reader.torn)
+            os.fsync(side)
+        finally:
+            os.close(side)
+        os.ftruncate(self._journal, reader.offset)
+        os.fsync(self._journal)
+        self.notes.append(
+            f"journal.csv ended in half a line, which was never acknowledged: its {len(reader.torn)} bytes are now in {name}."
+        )
+
+    # -- reading and recording -----------------------------------------------------------------------------------------
+
+    def certificate(self, number: int) -> Certificate:
+        """Read one certificate from its import file. Raises StoreUnavailable where that is no longer possible."""
+        imported = self._imports[bisect.bisect_right(self._firsts, number) - 1]
+        if imported.file is None:
+            self._open_imports.append(imported)
+            if len(self._open_imports) > OPEN_IMPORTS:
+                self._open_imports.popleft().close()
+        try:
+            return imported.certificate(number)
+        except (OSError, ValueError, TypeError, csv.Error):
+            imported.close()
+            raise StoreUnavailable(f"{imported.path} cannot be read: put it back and start again.") from None
+
+    def append(self, event: Event) -> None:
+        """Add an event to the next commit. Raises StoreUnavailable where nothing can be recorded any more."""
+        if self._broken:
+            raise StoreUnavailable(self._broken)
+        self._lines.append(self._codec.encode(event))
+
+    def commit(self) -> None:
+        """Make all appended events durable: one write, one fsync. Raises StoreUnavailable: then none of them counts."""
+        if not self._lines:
+            return
+        data = b"".join(self._lines)
+        self._lines.clear()
+        if self._broken:
+            raise StoreUnavailable(self._broken)
+        try:
+            facts = os.fstat(self._journal)
+            if facts.st_size != self._offset or facts.st_nlink == 0:
+                self.stop("Another program changed journal.csv: find out which, and start again.")
+                raise StoreUnavailable(self._broken)
+            _write_all(self._journal, data)
+        except OSError as error:
+            self._cut_back()
+            raise StoreUnavailable(
+                f"The record could not be written ({error.strerror}), so nothing was given out: free the store's disk."
+            ) from None
+        try:
+            os.fsync(self._journal)
+        except OSError as error:
+            self.stop(f"The disk failed to keep a record ({error.strerror}): check the disk, and start again.")
+            raise StoreUnavailable(self._broken) from None
+        self._offset += len(data)
+        self._committed = (self._codec.seq, self._codec.digest)
+
+    def stop(self, reason: str) -> None:
+        """Record nothing any more in this process: what is on the disk is no longer known."""
+        self._broken = self._broken or reason
+
+    def _cut_back(self) -> None:
+        """Take back a failed write, so that the next line follows a whole one."""
+        self._codec.seq, self._codec.digest = self._committed
+        try:
+            os.ftruncate(self._journal, self._offset)
+            if os.fstat(self._journal).st_size != self._offset:
+                raise OSError
+        except OSError:
+            self.stop("A failed record could not be taken back: check the disk, and start again.")
+
+    # -- importing -----------------------------------------------------------------------------------------------------
+
+    def new_import(self, name: str, first: int) -> ImportWriter:
+        """Start a file for certificates numbered from `first`. Raises StoreUnavailable."""
+        self._last_import += 1
+        try:
+            return ImportWriter(self._imports_folder, self._last_import, name, first)
+        except OSError as error:
+            raise StoreUnavailable(f"An import file could not be made ({error.strerror}): free the store's disk.") from None
+
+    def adopt(self, imported: ImportFile) -> None:
+        """Take a file whose event is durable among those that `certificate` reads."""
+        self._imports.append(imported)
+        self._firsts.append(imported.first)
+
+    def close(self) -> None:
+        """Close all files and give the lock back. What was appended and not committed is lost."""
+        for imported in self._open_imports:
+            imported.close()
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+        if self.lock:
+            self.lock.release()
+            self.lock = None
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+# ======================================================================================================================
+# 9. Service: decide, record, commit
+# ======================================================================================================================
+# Every change goes one way: `decide`, journal line, `apply`; then `commit` makes all of a turn durable. Who answers
+# before `commit` has returned lies. When it raises, everything since the last commit is taken back.
+
+HELD_BACK = "Something unexpected stopped the recording: keep the log, and start again."
+
+
+class Upload(NamedTuple):
+    """An identity file to import: its name without folder, and its bytes."""
+
+    name: str
+    data: bytes
+
+
+class ImportOptions(NamedTuple):
+    """How to import. Empty texts mean that the option was not given; `who` is the operator, for the journal."""
+
+    batch: str = ""
+    product_key: str = ""
+    product_secret: str = ""
+    product_id: str = ""
+    skip_bad: bool = False
+    dry_run: bool = False
+    who: str = ""
+
+
+class ImportReport:
+    """What an import did: counts of rows, and what is wrong with each bad row or file. `ok` means that it took effect."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self.read = self.imported = self.duplicates = self.rejected = 0
+        self.errors: List[Dict[str, Any]] = []
+        self.ignored: List[str] = []  # columns that are not used
+        self.batches: List[str] = []
+        self.dry_run = dry_run
+        self.ok = True
+
+    def reject(self, file: str, line: int, message: str) -> None:
+        """Note what is wrong with a row, or with a whole file."""
+        self.errors.append({"file": file, "line": line, "message": message})
+
+    def as_json(self) -> Dict[str, Any]:
+        """The object that `import --json` prints."""
+        return dict(vars(self))
+
+
+class Allocation(NamedTuple):
+    """The answer to a request. `device_id` is the caller's own, or the one that was made up for it."""
+
+    certificate: Certificate
+    device_id: str
+    kind: str  # of the event that it took, SAME for none
+
+
+def low_stock_limit(product: Product) -> int:
+    """Fewer free certificates than this are a low stock."""
+    return max(LOW_STOCK, -(-product.total * LOW_STOCK_PERCENT // 100))
+
+
+def _made_up_id(product: Product) -> str:
+    """A DeviceID for a device that has none, never used before for this product."""
+    while True:
+        device_id = "auto-" + secrets.token_hex(10)
+        if device_id not in product.devices:
+            return device_id
+
+
+def _digest_of_source(upload: Upload, options: ImportOptions) -> Generator[None, None, str]:
+    """Name a file's bytes and the options that shape its rows, so that the same import is recognized at once."""
+    digest = hashlib.sha256(json.dumps([options.product_key, options.product_secret, options.product_id]).encode())
+    for place in range(0, len(upload.data), 1 << 20):
+        digest.update(upload.data[place : place + (1 << 20)])
+        yield
+    return digest.hexdigest()
+
+
+def _in_a_thread(action: Callable[[], None]) -> Generator[None, None, None]:
+    """Run what waits for the disk beside the turns of the server. Raises the OSError that it raised."""
+    failures: List[OSError] = []
+
+    def run() -> None:
+        try:
+            action()
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.002)
+        yield
+    if failures:
+        raise failures[0]
+
+
+DUPLICATE = "duplicate"
+
+
+class _Import:
+    """One file on its way into the store. `hashes` tells an identical row from one with another secret."""
+
+    def __init__(self, staged: Staged, writer: Optional[ImportWriter]) -> None:
+        self.staged = staged
+        self.writer = writer
+        self.hashes = array("q")
+        self.detail: Dict[str, Any] = {}
+
+    def add(self, credential: Credential) -> None:
+        self.staged.add(credential)
+        self.hashes.append(hash(credential))
+
+    def hand_over(self) -> ImportFile:
+        """Close the file and complete `detail`: it is the store's now."""
+        assert self.writer
+        writer, self.writer = self.writer, None
+        writer.close()
+        self.detail.update(writer.detail())
+        return writer.imported
+
+
+class Service:
+    """What certtool does, for whoever asks. `notify` gets sentences that an operator should see.
+
+    The methods that record raise CertToolError and then have changed nothing. What they changed becomes durable, and may
+    be told to anybody, after `commit`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        state: State,
+        notify: Callable[[str], None] = lambda sentence: None,
+        require_device_id: bool = False,
+    ) -> None:
+        self.store = store
+        self.state = state
+        self.notify = notify
+        self.require_device_id = require_device_id
+        self._undo: List[Undo] = []
+
+    def request(self, product_key: str, device_id: str, station: str, now: int) -> Allocation:
+        """Give the device its certificate: the one that it has, or a free one. Without an id it gets one made up."""
+        product = self.state.products.get(product_key)
+        if not device_id and product:
+            if self.require_device_id:
+                raise DeviceIDRequired("This server gives certificates only to devices that send their DeviceID.")
+            device_id = _made_up_id(product)
+        number, event = self.state.decide(Command(REQUEST, product_key, device_id, station=station), now)
+        certificate = self.store.certificate(number)
+        if certificate.credential.device_name != self.state.names[number]:
+            raise StoreUnavailable("An import file was changed while the server runs: put it back and start again.")
+        if event is None:
+            return Allocation(certificate, device_id, SAME)
+        self._record(event)
+        return Allocation(certificate, device_id, event.kind)
+
+    def report(self, product_key: str, device_id: str, verb: int, station: str, now: int) -> Tuple[str, str]:
+        """Record that a burn succeeded or failed; return the certificate's name and the kind of event it took."""
+        number, event = self.state.decide(Command(verb, product_key, device_id, station=station), now)
+        if event:
+            self._record(event)
+        return self.state.names[number], event.kind if event else SAME
+
+    def operate(
+        self, verb: int, device_name: str, product_key: str, reason: str, who: str, force: bool, now: int
+    ) -> Tuple[str, str]:
+        """Release or void a certificate by name; return the sentence that says what happened, and the event's kind."""
+        found = self.state.find(device_name, product_key)
+        if not found:
+            raise Refused("There is no certificate of this DeviceName in the store: check the name.")
+        if len(found) > 1:
+            keys = ", ".join(product.key for product, _ in found)
+            raise Refused(f"The name occurs in several products ({keys}): say which with --product-key.")
+        if not reason.strip():
+            raise Refused("A reason is needed: give it with --reason.")
+        product, number = found[0]
+        detail: Dict[str, Any] = {"who": who, "reason": reason.strip()}
+        if force:
+            detail["force"] = True
+        before = STATUS_NAMES[self.state.record(number).status]
+        command = Command(verb, product.key, device_name=device_name, force=force, detail=detail)
+        _, event = self.state.decide(command, now)
+        if event is None:
+            return f"{device_name} is {before} already: nothing changed.", SAME
+        self._record(event)
+        after = STATUS_NAMES[self.state.record(number).status]
+        return f"{device_name} was {before} and is {after} now.", event.kind
+
+    def commit(self) -> None:
+        """Make all that was recorded durable. Raises StoreUnavailable: then it is taken back, as if never asked."""
+        undo, self._undo = self._undo, []
+        try:
+            self.store.commit()
+        except StoreUnavailable:
+            for step in reversed(undo):
+                self.state.restore(step)
+            raise
+
+    def _record(self, event: Event) -> None:
+        self.store.append(event)
+        try:
+            undo = self.state.apply(event)
+        except BaseException:
+            self.store.stop(HELD_BACK)
+            raise
+        if undo:
+            self._undo.append(undo)
+            if event.kind == "allocate" and undo.record.status == UNALLOCATED:
+                self._warn_of_stock(undo.product)
+
+    def _warn_of_stock(self, product: Product) -> None:
+        left, limit = product.counts[UNALLOCATED], low_stock_limit(product)
+        if left == 0:
+            self.notify(f"No certificate of product {product.key} is left: import more now.")
+        elif left == limit - 1:
+            self.notify(f"Only {left} certificates of product {product.key} are left: import more.")
+
+    # -- importing -----------------------------------------------------------------------------------------------------
+
+    def import_files(self, uploads: Sequence[Upload], options: ImportOptions) -> Generator[None, None, ImportReport]:
+        """Import files, all or nothing unless `skip_bad`, in slices of a few milliseconds; return the report.
+
+        Only one may run at a time. Closing the generator before its end, or a StoreUnavailable from it, changes nothing.
+        """
+        report = ImportReport(options.dry_run)
+        imports: List[_Import] = []
+        try:
+            for upload in uploads:
+                source = yield from _digest_of_source(upload, options)
+                known = self.state.sources.get(source)
+                if known is not None:
+                    report.read += known
+                    report.duplicates += known
+                else:
+                    yield from self._stage(upload, options, source, imports, report)
+            report.ok = not report.errors or (options.skip_bad and len(report.errors) == report.rejected)
+            if not report.ok:
+                report.imported = 0
+            elif not options.dry_run:
+                for new in imports:
+                    if new.writer and new.staged.names:
+                        yield from _in_a_thread(new.writer.sync)
+                self._adopt([new for new in imports if new.staged.names])
+        except OSError as error:
+            raise StoreUnavailable(f"The import could not be written ({error.strerror}): free the store's disk.") from None
+        finally:
+            for new in imports:
+                if new.writer:
+                    new.writer.discard()
+        return report
+
+    def _stage(
+        self, upload: Upload, options: ImportOptions, source: str, imports: List[_Import], report: ImportReport
+    ) -> Generator[None, None, None]:
+        """Read one file into a new entry of `imports`, or find out what is wrong with it."""
+        given = {
+            "ProductKey": options.product_key,
+            "ProductSecret": options.product_secret,
+            "ProductID": options.product_id,
+        }
+        try:
+            file = IdentityFile(upload.data, given)
+        except BadFile as error:
+            report.reject(upload.name, error.line, str(error))
+            return
+        report.ignored.extend(name for name in file.ignored if name not in report.ignored)
+        first = len(self.state.names) + sum(len(new.staged.names) for new in imports)
+        batch = options.batch or os.path.splitext(upload.name)[0]
+        new = _Import(Staged(first, batch), None if options.dry_run else self.store.new_import(upload.name, first))
+        imports.append(new)
+        before = report.read, report.rejected
+        rows = file.rows()
+        while True:
+            good, read = [], 0
+            for line, row in itertools.islice(rows, IMPORT_SLICE):
+                read += 1
+                reason = row if isinstance(row, str) else self._conflict(row, imports)
+                if reason is None:
+                    assert isinstance(row, Credential)
+                    new.add(row)
+                    good.append(row)
+                elif reason == DUPLICATE:
+                    report.duplicates += 1
+                else:
+                    report.rejected += 1
+                    report.reject(upload.name, line, reason)
+            if not read:
+                break
+            report.read += read
+            report.imported += len(good)
+            if good and new.writer:
+                new.writer.write(good, crc32_many([row.payload() for row in good]))
+            yield
+        read, rejected = report.read - before[0], report.rejected - before[1]
+        if not read:
+            report.reject(upload.name, 1, "The file has no certificate in it, only a header line.")
+        if new.staged.names:
+            report.batches.append(batch)
+            new.detail = {"batch": batch, "who": options.who, "read": read, "source": "" if rejected else source}
+
+    def _conflict(self, row: Credential, imports: Sequence[_Import]) -> Optional[str]:
+        """Return None for a new certificate, DUPLICATE for one that is here already, else the reason against it."""
+        product = self.state.products.get(row.product_key)
+        if product:
+            number = product.names.get(row.device_name)
+            if number is not None:
+                there = self.store.certificate(number).credential
+                wrong = [column for column, old, new in zip(COLUMNS, there, row) if old != new]
+                if wrong:
+                    return f"{row.device_name} is in the store with another {' and '.join(wrong)}."
+                return DUPLICATE
+            if row.device_id and row.device_id in product.devices:
+                return f"DeviceID {row.device_id} has another certificate in the store."
+        for other in imports:
+            staged = other.staged.products.get(row.product_key)
+            if staged:
+                number = staged.names.get(row.device_name)
+                if number is not None:
+                    if other.hashes[number - other.staged.first] != hash(row):
+                        return f"{row.device_name} stands in the file before, with another secret."
+                    return DUPLICATE
+                if row.device_id and row.device_id in staged.devices:
+                    return f"DeviceID {row.device_id} stands in the file before, with another certificate."
+        return None
+
+    def _adopt(self, imports: Sequence[_Import]) -> None:
+        """Make the staged files part of the store, all in one commit.
+
+        From here on no file is discarded, also where the commit fails: its event may have reached the disk.
+        """
+        for new in imports:
+            for key, staged in new.staged.products.items():
+                product = self.state.products.get(key)
+                if product and not product.devices.keys().isdisjoint(staged.devices):
+                    raise Refused("A device of the file got another certificate meanwhile: import the file again.")
+        self.commit()
+        adopted = []
+        for new in imports:
+            imported = new.hand_over()
+            adopted.append((new.staged, imported, Event("import", _now(), detail=new.detail)))
+            self.store.append(adopted[-1][2])
+        self.store.commit()
+        for staged, imported, event in adopted:
+            self.state.prepared.append(staged)
+            self.state.apply(event)
+            self.store.adopt(imported)
+
+# ======================================================================================================================
+# 10. Protocol messages (pure)
+# ======================================================================================================================
+# Bytes to request, answer to bytes (CONTRACT 1). HTTP's framing is read here too, and strictly: what a lenient reader would
+# guess at could be half a request, and half a request could burn a certificate.
+
+ACTIONS = (REQUEST, BURN_SUCCEEDED, BURN_FAILED)  # the wire's numbers are the state machine's columns
+ACTION_NAMES = ("request", "burned", "failed")
+
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_REQUEST_LINE = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/(\d\.\d)")
+_HEADER_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*)")
+_LENGTH = re.compile(r"\d{1,12}")
+_KEY = re.compile(r"[ -~]{1,%d}" % FIELD_LENGTH)
+_DEVICE_ID = re.compile(r"[ -~]{0,%d}" % DEVICE_ID_LENGTH)
+
+
+class Head(NamedTuple):
+    """A request's line and headers. `length` is the body's in bytes; `headers` has lower-case names."""
+
+    method: str
+    path: str
+    keep_alive: bool
+    length: int
+    headers: Mapping[str, str]
+
+
+@functools.lru_cache(maxsize=256)
+def parse_head(data: bytes) -> Head:
+    """Read a head without its empty line. Raises BadRequest (400 or 501) for whatever leaves a doubt where it ends."""
+    first, *lines = data.decode("latin-1").replace("\r\n", "\n").split("\n")
+    match = _REQUEST_LINE.fullmatch(first)
+    if not match:
+        raise BadRequest("This is not an HTTP request: send POST / HTTP/1.1 with a JSON body.")
+    method, path, version = match.groups()
+    if version not in ("1.0", "1.1"):
+        raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are spoken here.", 501)
+    headers: Dict[str, str] = {}
+    for line in lines:
+        match = _HEADER_LINE.fullmatch(line)
+        if not match:
+            raise BadRequest("A header line is malformed.")
+        name, value = match[1].lower(), match[2].rstrip(" \t")
+        if name in headers and name in ("content-length", "transfer-encoding", "host", "authorization"):
+            raise BadRequest(f"The header {name} came twice.")
+        headers[name] = value
+    if "transfer-encoding" in headers:
+        raise BadRequest("A chunked body is not supported: send Content-Length.", 501)
+    length = headers.get("content-length", "" if method == "POST" else "0")
+    if not _LENGTH.fullmatch(length):
+        raise BadRequest("A POST needs one Content-Length, a plain number of bytes.")
+    if headers.get("expect", "100-continue").lower() != "100-continue":
+        raise BadRequest("This expectation is not supported.")
+    tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    keep_alive = "close" not in tokens if version == "1.1" else "keep-alive" in tokens
+    return Head(method, path, keep_alive, int(length), headers)
+
+
+def _no_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise BadRequest("The JSON names a key twice.")
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise BadRequest(f"{name} is not JSON.")
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 20:
+        raise BadRequest("A number of the JSON is too long.")
+    return int(text)
+
+
+_DECODE = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant, parse_int=_bounded_int
+).decode
+
+
+def parse_object(body: bytes) -> Dict[str, Any]:
+    """Read one JSON object, strictly. Raises BadRequest."""
+    try:
+        value = _DECODE(body.decode())
+    except UnicodeDecodeError:
+        raise BadRequest("The body is not UTF-8.") from None
+    except ValueError:
+        raise BadRequest("The body is not one JSON object.") from None
+    except RecursionError:
+        raise BadRequest("The JSON is nested too deep.") from None
+    if not isinstance(value, dict):
+        raise BadRequest("The body is not a JSON object.")
+    return value
+
+
+def parse_request(body: bytes) -> Tuple[str, str, int]:
+    """Return ProductKey, DeviceID ("" for none) and Action of a request. Raises BadRequest."""
+    fields = parse_object(body)
+    product_key, device_id, action = fields.get("ProductKey"), fields.get("DeviceID"), fields.get("Action")
+    if not isinstance(product_key, str) or not _KEY.fullmatch(product_key):
+        raise BadRequest(f"ProductKey must be a string of 1-{FIELD_LENGTH} printable ASCII characters.")
+    if device_id is None:
+        device_id = ""
+    if not isinstance(device_id, str) or not _DEVICE_ID.fullmatch(device_id.strip()):
+        raise BadRequest(f"DeviceID must be a string of at most {DEVICE_ID_LENGTH} printable ASCII characters, or null.")
+    device_id = device_id.strip()
+    if type(action) is not int or action not in ACTIONS:
+        raise BadRequest("Action must be 0 (request), 1 (burn succeeded) or 2 (burn failed).")
+    if action != REQUEST and not device_id:
+        raise BadRequest("A burn report needs the DeviceID that the certificate was given to.")
+    return product_key, device_id, action
+
+
+def format_certificate(certificate: Certificate, device_id: str, crc_as_int: bool) -> bytes:
+    """Return the answer to a request, keys in the contract's order."""
+    credential = certificate.credential
+    checksum = str(int(certificate.crc32, 16)) if crc_as_int else f'"{certificate.crc32}"'
+    product_id = f'"ProductID": {quote(credential.product_id)}, ' if credential.product_id else ""
+    return (
+        f'{{"ProductKey": {quote(credential.product_key)}, "ProductSecret": {quote(credential.product_secret)}, '
+        f'"DeviceSecret": {quote(credential.device_secret)}, "CRC32": {checksum}, '
+        f'"DeviceName": {quote(credential.device_name)}, "DeviceID": {quote(device_id)}, {product_id}"Status": "OK"}}'
+    ).encode()
+
+
+def format_acknowledgement(product_key: str, device_id: str) -> bytes:
+    """Return the answer to a burn report."""
+    return f'{{"ProductKey": {quote(product_key)}, "DeviceID": {quote(device_id)}, "Status": "OK"}}'.encode()
+
+
+def format_error(error: CertToolError) -> bytes:
+    """Return the answer that refuses."""
+    return json.dumps({"Status": error.code, "Message": str(error)}).encode()
+
+
+def format_reply(http_status: int, body: bytes, keep_alive: bool, content_type: str = "application/json") -> bytes:
+    """Frame an answer. It has no Date: the clocks of line PCs jump (RFC 9110, 6.6.1)."""
+    return (
+        f"HTTP/1.1 {http_status} {http.client.responses[http_status]}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
+    ).encode() + body
+
+# ======================================================================================================================
+# 11. HTTP server
+# ======================================================================================================================
+# One thread, one loop. A turn: read every ready connection; run every whole request; commit once; send the replies; a
+# slice of an import, if one is under way. No reply of the service leaves before the commit of its turn: that is the order
+# of the turn, not a rule to remember. A half-sent request costs a buffer and has a deadline.
+#
+# The LAN sees only the protocol. Management is POST /certtool/..., from a loopback peer, to a loopback Host, with the
+# token that `serve` leaves in the store's lock file.
+
+RECEIVE = 64 * 1024  # bytes read from a connection in one turn
+ACCEPTS = 256  # connections accepted in one turn
+MANAGEMENT = "/certtool/"
+LOOPBACK_HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+OPERATIONS = {"release": RELEASE, "void": MAKE_VOID}
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class RequestEvent(NamedTuple):
+    """One request for the console: `result` is the kind of event it took, or the code that refused it."""
+
+    time: int
+    station: str
+    action: str
+    device_id: str
+    device_name: str
+    result: str
+
+
+class CertRequestHandler(http.server.BaseHTTPRequestHandler):
+    """One connection. `feed` takes what has arrived; `do_POST` and `do_GET` run over a whole request, never a part.
+
+    The base class reads and writes blocking streams; this one keeps its vocabulary (`command`, `path`, `headers`, `do_...`)
+    and leaves the streams to the loop.
+    """
+
+    server: CertServer
+
+    def __init__(self, connection: socket.socket, client_address: Any, server: CertServer) -> None:
+        self.connection = connection
+        self.client_address = client_address
+        self.server = server
+        self.station = str(client_address[0])
+        self.buffer = bytearray()
+        self.head: Optional[Head] = None
+        self.body = b""
+        self.unsent = b""
+        self.deadline = server.now + REQUEST_SECONDS
+        self.events = 0  # what the selector watches
+        self.idle = True  # between two requests
+        self.closing = False  # the last reply is decided: read no further request
+        self.finished = False  # the last reply is sent, or in `unsent`
+        self.draining = False
+        self.waiting = False  # the reply comes when an import is done
+        self.more = False  # whole requests may be left in the buffer
+        self.open = True
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def feed(self) -> None:
+        """Take what has arrived and run the requests that are whole."""
+        try:
+            data = self.connection.recv(RECEIVE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        if self.draining:
+            if not data:
+                self.close()
+        elif data:
+            self.buffer += data
+            self.run()
+        elif self.waiting:
+            self.close()
+        elif self.idle and not self.buffer:
+            self.closing = True
+            self.server.replies.append((self, b"", False, False))  # close behind what this turn still answers
+        else:
+            self.refuse(BadRequest("The connection ended in the middle of a request."))
+
+    def run(self) -> None:
+        """Run whole requests from the buffer, a bounded number in one turn."""
+        self.more = False
+        for _ in range(MAX_PIPELINED):
+            if self.closing or self.waiting or not self.open or len(self.unsent) > MAX_UNSENT:
+                return
+            try:
+                if not self._take_request():
+                    return
+                self._dispatch()
+            except CertToolError as error:
+                self.refuse(error)
+            except Exception as error:  # the one boundary: whatever it is, the line goes on
+                self.server.unexpected(error)
+                self.refuse(CertToolError("Something unexpected happened here; the server's screen says where."))
+        self.more = bool(self.buffer)
+        if self.more:
+            self.server.again.append(self)
+
+    def _take_request(self) -> bool:
+        """Move one whole request from the buffer to `head` and `body`; False while it is not all there."""
+        buffer = self.buffer
+        if self.head is None:
+            if not buffer:
+                return False
+            if self.idle:
+                self.idle = False
+                self.deadline = self.server.now + REQUEST_SECONDS
+            match = _HEAD_END.search(buffer)
+            if not match or match.end() > MAX_HEAD:
+                if len(buffer) > MAX_HEAD:
+                    raise BadRequest(f"The headers are longer than {MAX_HEAD} bytes.", 431)
+                start = buffer.lstrip(b"\r\n")[:1]
+                if start and not start.isupper():
+                    raise BadRequest("This is not an HTTP request: send POST / HTTP/1.1 with a JSON body.")
+                return False
+            self.head = parse_head(bytes(buffer[: match.start()].lstrip(b"\r\n")))
+            del buffer[: match.end()]
+            self._check_length(self.head)
+        head = self.head
+        if len(buffer) < head.length:
+            return False
+        self.body = bytes(buffer[: head.length])
+        del buffer[: head.length]
+        return True
+
+    def _check_length(self, head: Head) -> None:
+        """Refuse a body that is too long before it is read; tell a client that asks first to go on."""
+        limit = MAX_BODY
+        if head.path == MANAGEMENT + "import" and head.method == "POST":
+            self.server.check_manager(self, head)
+            limit = MAX_UPLOAD
+            self.deadline = self.server.now + UPLOAD_SECONDS
+        if head.length > limit:
+            raise BadRequest(f"The body is longer than {limit} bytes.", 413)
+        if "expect" in head.headers and len(self.buffer) < head.length:
+            self.server.replies.append((self, b"HTTP/1.1 100 Continue\r\n\r\n", False, True))
+
+    def _dispatch(self) -> None:
+        head, self.head = self.head, None
+        assert head
+        self.command, self.path, self.keep_alive = head.method, head.path, head.keep_alive
+        self.request_head = head
+        self.idle = True
+        self.deadline = self.server.now + IDLE_SECONDS
+        self.server.heard_of(self)
+        if head.method not in ("POST", "GET"):
+            raise BadRequest("Only POST carries a request.", 501)
+        if not self.server.allows(self.station) and not head.path.startswith(MANAGEMENT):
+            raise Forbidden("This station is not allowed here: see serve --allow.")
+        if head.method == "POST":
+            self.do_POST()
+        else:
+            self.do_GET()
+
+    # -- answering -----------------------------------------------------------------------------------------------------
+
+    def do_POST(self) -> None:
+        """Answer a request of the protocol, or of management."""
+        if self.path.startswith(MANAGEMENT):
+            self.server.check_manager(self, self.request_head)
+            self.server.manage(self, self.path[len(MANAGEMENT) :])
+            return
+        server = self.server
+        device_id, name, action = "-", "-", "?"
+        try:
+            product_key, device_id, verb = parse_request(self.body)
+            action = ACTION_NAMES[verb]
+            now = _now()
+            if verb == REQUEST:
+                given = server.service.request(product_key, device_id, self.station, now)
+                name, device_id = given.certificate.credential.device_name, given.device_id
+                result = given.kind or "same certificate"
+                reply = format_certificate(given.certificate, device_id, server.crc_as_int)
+            else:
+                name, kind = server.service.report(product_key, device_id, verb, self.station, now)
+                result = kind or "known already"
+                reply = format_acknowledgement(product_key, device_id)
+            self.reply(200, reply, recorded=True)
+        except CertToolError as error:
+            result = f"refused: {error.code}"
+            bad = isinstance(error, BadRequest)
+            self.reply(error.http_status, format_error(error), recorded=not bad)
+        server.turn_events.append(RequestEvent(_now(), self.station, action, device_id or "-", name, result))
+
+    def do_GET(self) -> None:
+        """Tell a browser what this is."""
+        raise BadRequest("certtool gives certificates to devices: POST a request as JSON.", 501)
+
+    def reply(self, http_status: int, body: bytes, recorded: bool = False) -> None:
+        """Queue an answer for the end of the turn; a `recorded` one becomes a 503 if the commit fails."""
+        if not self.keep_alive:
+            self.closing = True
+        data = format_reply(http_status, body, self.keep_alive)
+        self.server.replies.append((self, data, recorded, self.keep_alive))
+
+    def refuse(self, error: CertToolError) -> None:
+        """Answer an error after which the connection cannot be trusted, or need not go on."""
+        if self.closing:
+            return
+        self.keep_alive = False
+        self.waiting = False
+        self.reply(error.http_status, format_error(error))
+        self.draining = True
+        result = f"refused: {error.http_status} {error.code}"
+        self.server.turn_events.append(RequestEvent(_now(), self.station, "-", "-", "-", result))
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes, last: bool) -> None:
+        """Send now what the peer takes; the loop sends the rest when it takes more."""
+        if not self.open:
+            return
+        self.finished = last
+        if self.unsent:
+            self.unsent += data
+        else:
+            try:
+                sent = self.connection.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self.close()
+                return
+            self.unsent = data[sent:]
+            if self.unsent:
+                self.deadline = self.server.now + REPLY_SECONDS
+        self.settle()
+
+    def flush(self) -> None:
+        """Send on, now that the peer takes more."""
+        data, self.unsent = self.unsent, b""
+        self.send(data, self.finished)
+        if self.open and not self.unsent and self.buffer and not self.more:
+            self.more = True
+            self.server.again.append(self)
+
+    def settle(self) -> None:
+        """Close after the last reply, or watch for what comes next."""
+        if self.finished and not self.unsent:
+            if not self.draining:
+                self.close()
+                return
+            self.deadline = self.server.now + DRAIN_SECONDS
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_WR)
+        self.watch()
+
+    def watch(self) -> None:
+        """Let the selector wake us for what we can use: data while we take requests, room while a reply is unsent."""
+        if self.closing:
+            takes = self.draining
+        else:
+            takes = not self.more and len(self.unsent) <= MAX_UNSENT and not (self.waiting and self.buffer)
+        self.server.watch(self, (READ if takes else 0) | (WRITE if self.unsent else 0))
+
+    def on_ready(self, events: int) -> None:
+        """The selector's call."""
+        if events & WRITE:
+            self.flush()
+        if events & READ and self.open:
+            self.feed()
+            if self.open and not self.closing:
+                self.watch()
+
+    def expire(self) -> None:
+        """The deadline is over."""
+        if self.idle or self.unsent or self.closing:
+            self.close()
+        else:
+            self.refuse(BadRequest("The request came too slowly.", 408))
+
+    def close(self) -> None:
+        """End the connection now."""
+        if self.open:
+            self.open = False
+            self.server.forget(self)
+            self.connection.close()
+
+
+Reply = Tuple[CertRequestHandler, bytes, bool, bool]  # connection, bytes, recorded, keep alive
+
+
+class CertServer(http.server.HTTPServer):
+    """The loop. Construction binds and listens and raises CertToolError where the address is taken or wrong; it is ready once
+    `serve_forever` runs. `on_event` gets what a console shows of each request, `notify` sentences for the operator.
+    """
+
+    allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
+    request_queue_size = BACKLOG
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        on_event: Callable[[RequestEvent], None],
+        notify: Callable[[str], None],
+        allow: Sequence[str] = (),
+        crc_as_int: bool = False,
+    ) -> None:
+        self.service: Service
+        self.on_event = on_event
+        self.notify = notify
+        self.crc_as_int = crc_as_int
+        self.token = secrets.token_urlsafe(32)
+        self.stopping = False
+        self.now = time.monotonic()
+        self.connections: Dict[CertRequestHandler, None] = {}  # the one that was heard of longest ago comes first
+        self.replies: List[Reply] = []
+        self.turn_events: List[RequestEvent] = []
+        self.again: List[CertRequestHandler] = []
+        self.job: Optional[Tuple[Generator[None, None, ImportReport], CertRequestHandler]] = None
+        self._networks = [ipaddress.ip_network(network) for network in allow]
+        self._allowed: Dict[str, bool] = {}
+        self._selector = selectors.DefaultSelector()
+        self._listeners: List[socket.socket] = []
+        self._sweep_at = 0.0
+        self._failing = ""
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        try:
+            super().__init__((host, port), CertRequestHandler)
+            self._listeners.append(self.socket)
+            if not is_loopback(self.server_address[0]) and self.server_address[0] not in ("0.0.0.0", "::"):
+                self._listeners.append(socket.create_server(("127.0.0.1", self.server_port), backlog=BACKLOG))
+        except (OSError, OverflowError) as error:
+            raise CertToolError(_why_not_bound(host, port, error)) from None
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._selector.register(listener, READ, functools.partial(self._accept, listener))
+
+    def server_bind(self) -> None:
+        """Bind; the base class would ask DNS for our name, 30 s on a PC that has none."""
+        if sys.platform == "win32":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def serve_forever(self, poll_interval: float = TICK_SECONDS) -> None:
+        """Turn the loop until `stopping` is set; then send what is still to be sent, and close."""
+        while not self.stopping:
+            self.turn(poll_interval)
+        if self.job:
+            self.job[0].close()
+            self.job = None
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+            listener.close()
+        self._listeners = []
+        self.now = time.monotonic()
+        end = self.now + STOP_SECONDS
+        while self.now < end and any(handler.unsent for handler in self.connections):
+            for key, events in self._selector.select(TICK_SECONDS):
+                if events & WRITE:
+                    key.data(WRITE)
+            self.now = time.monotonic()
+        for handler in list(self.connections):
+            handler.close()
+
+    def server_close(self) -> None:
+        """Close what the server holds; called by `with`."""
+        super().server_close()
+        for listener in self._listeners:
+            listener.close()
+        self._selector.close()
+
+    def turn(self, poll_interval: float) -> None:
+        """One turn: see the section's head."""
+        ready = self._selector.select(0 if self.job or self.again else poll_interval)
+        self.now = time.monotonic()
+        again, self.again = self.again, []
+        for handler in again:
+            handler.run()
+            if handler.open and not handler.closing:
+                handler.watch()
+        for key, events in ready:
+            key.data(events)
+        self._finish_turn()
+        if self.job:
+            self._work()
+            self._finish_turn()
+        if self.now >= self._sweep_at:
+            self._sweep_at = self.now + TICK_SECONDS
+            for handler in [handler for handler in self.connections if handler.deadline < self.now]:
+                if not handler.waiting:
+                    handler.expire()
+            self._finish_turn()
+
+    def _finish_turn(self) -> None:
+        """Commit, then let the replies go."""
+        failure: Optional[StoreUnavailable] = None
+        try:
+            self.service.commit()
+        except StoreUnavailable as error:
+            failure = error
+            if str(error) != self._failing:
+                self.notify(str(error))
+        if self.turn_events and not failure:
+            self._failing = ""
+        elif failure:
+            self._failing = str(failure)
+        replies, self.replies = self.replies, []
+        for handler, data, recorded, keep_alive in replies:
+            if failure and recorded:
+                data = format_reply(failure.http_status, format_error(failure), keep_alive)
+            handler.send(data, not keep_alive)
+        events, self.turn_events = self.turn_events, []
+        for event in events:
+            self.on_event(event._replace(result=f"refused: {failure.code}") if failure else event)
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket, events: int) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                connection, address = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    continue  # that client is gone already
+                if not self._evict():
+                    self.notify(f"No connection can be taken ({error.strerror}): close other programs.")
+                return
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if len(self.connections) >= MAX_CONNECTIONS:
+                self._evict()
+            handler = CertRequestHandler(connection, address, self)
+            self.connections[handler] = None
+            handler.feed()  # its request has often arrived with it
+            if handler.open and not handler.closing:
+                handler.watch()
+
+    def _evict(self) -> bool:
+        """Close the connection that said nothing for the longest time, so that a new client finds room."""
+        victims = (handler for handler in self.connections if not handler.waiting and not handler.closing)
+        victim = next((handler for handler in victims if handler.idle), None) or next(iter(self.connections), None)
+        if victim is None:
+            return False
+        victim.close()
+        return True
+
+    def watch(self, handler: CertRequestHandler, events: int) -> None:
+        """Set what the selector wakes this connection for."""
+        if events == handler.events:
+            return
+        if not handler.events:
+            self._selector.register(handler.connection, events, handler.on_ready)
+        elif not events:
+            self._selector.unregister(handler.connection)
+        else:
+            self._selector.modify(handler.connection, events, handler.on_ready)
+        handler.events = events
+
+    def heard_of(self, handler: CertRequestHandler) -> None:
+        """Put a connection that made a request last in the order of eviction."""
+        self.connections.pop(handler, None)
+        self.connections[handler] = None
+
+    def forget(self, handler: CertRequestHandler) -> None:
+        """A connection ends; an import that it asked for ends with it."""
+        self.watch(handler, 0)
+        self.connections.pop(handler, None)
+        if self.job and self.job[1] is handler:
+            job, self.job = self.job[0], None
+            job.close()
+
+    def allows(self, station: str) -> bool:
+        """Say whether --allow lets this station in; without one all are."""
+        if not self._networks:
+            return True
+        if station not in self._allowed:
+            if len(self._allowed) > MAX_CONNECTIONS:
+                self._allowed.clear()
+            address = ipaddress.ip_address(station.partition("%")[0])
+            self._allowed[station] = any(address in network for network in self._networks)
+        return self._allowed[station]
+
+    def unexpected(self, error: Exception) -> None:
+        """Say on the console where a defect showed; its message may hold a secret, so only its type is told."""
+        self.notify(f"Please report: {where_raised(error)}")
+
+    # -- management ----------------------------------------------------------------------------------------------------
+
+    def check_manager(self, handler: CertRequestHandler, head: Head) -> None:
+        """Raise Forbidden unless this is a loopback peer that knows the token."""
+        if not is_loopback(handler.station) or not LOOPBACK_HOSTS.fullmatch(head.headers.get("host", "")):
+            raise Forbidden("Management is only for programs on this PC.")
+        given = head.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+            raise Forbidden("The token is wrong: it is in the store's lock file.")
+
+    def manage(self, handler: CertRequestHandler, operation: str) -> None:
+        """Release or void a certificate, or start an import whose report is the reply."""
+        if operation == "import":
+            self._start_import(handler)
+            return
+        if operation not in OPERATIONS:
+            raise BadRequest("There is no such management request.")
+        fields = parse_object(handler.body)
+        name, key, reason, who = (str(fields.get(field, "")) for field in ("device_name", "product_key", "reason", "who"))
+        try:
+            force = fields.get("force") is True
+            message, kind = self.service.operate(OPERATIONS[operation], name, key, reason, who, force, _now())
+            handler.reply(200, json.dumps({"Status": "OK", "Message": message}).encode(), recorded=True)
+            result = kind or "known already"
+        except CertToolError as error:
+            handler.reply(error.http_status, format_error(error), recorded=True)
+            result = f"refused: {error.code}"
+        self.turn_events.append(RequestEvent(_now(), handler.station, operation, "-", name, result))
+
+    def _start_import(self, handler: CertRequestHandler) -> None:
+        """The body is a line of JSON, {"options": {...}, "files": [[name, bytes], ...]}, and the files' bytes after it."""
+        if self.job:
+            raise Refused("Another import is under way: wait until it is done, and try again.")
+        line, _, rest = handler.body.partition(b"\n")
+        handler.body = b""
+        uploads, place = [], 0
+        try:
+            fields = parse_object(line)
+            options = ImportOptions(**fields["options"])
+            for name, size in fields["files"]:
+                uploads.append(Upload(str(name), rest[place : place + size]))
+                place += size
+        except (KeyError, TypeError, ValueError):
+            raise BadRequest("The import request is malformed.") from None
+        if place != len(rest):
+            raise BadRequest("The import request does not hold the files that it names.")
+        handler.waiting = True
+        self.job = self.service.import_files(uploads, options), handler
+
+    def _work(self) -> None:
+        """Do a slice of the import; reply when it is done."""
+        assert self.job
+        job, handler = self.job
+        end = time.monotonic() + SLICE_SECONDS
+        try:
+            while time.monotonic() < end:
+                next(job)
+            return
+        except StopIteration as done:
+            report: ImportReport = done.value
+            handler.reply(200, json.dumps({"Status": "OK", "Report": report.as_json()}).encode())
+            if report.ok:
+                self.notify(f"Imported: {report.imported} certificates, {', '.join(report.batches) or 'nothing new'}.")
+        except CertToolError as error:
+            handler.reply(error.http_status, format_error(error))
+        except Exception as error:
+            self.unexpected(error)
+            handler.reply(500, format_error(CertToolError("The import failed; the server's screen says where.")))
+        handler.waiting = False
+        self.job = None
+        self.again.append(handler)
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether this numeric address is of this PC alone."""
+    return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
+
+
+def where_raised(error: BaseException) -> str:
+    """Describe an unexpected exception by type and place; never by its message, which may hold a secret."""
+    trace = error.__traceback__
+    place = ""
+    while trace:
+        place = f" in {trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__}{place}"
+
+
+def _why_not_bound(host: str, port: int, error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE or (sys.platform == "win32" and number in (errno.EACCES, errno.WSAEACCES)):
+        return f"Port {port} is in use by another program: stop it, or choose another port, such as serve {port + 1}."
+    if number == errno.EACCES:
+        return f"Port {port} is not free for us: choose one above 1023, such as serve {DEFAULT_PORT}."
+    return f"{host} port {port} cannot be used ({getattr(error, 'strerror', None) or error}): is --host an address of this PC?"
+
+# ======================================================================================================================
+# 12. Console
+# ======================================================================================================================
+# A click into a Windows console stops every write to it until Enter. So one thread prints from bounded queues, and no
+# request ever waits for it. A line an event; when the production line is faster than an eye, a line a second instead.
+
+
+class Console:
+    """What the operator sees of the running server. `event` and `notify` return at once, whatever the screen does."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._events: Deque[RequestEvent] = deque(maxlen=CONSOLE_BACKLOG)
+        self._notices: Deque[str] = deque(maxlen=CONSOLE_BACKLOG)  # of their own: a flood of events loses none of them
+        self._put = self._taken = self._lost = 0
+        self._results: Dict[str, int] = {}  # of the second that is being summed up
+        self._window = 0.0
+        self._in_window = 0
+        self._fast = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+        self._thread.start()
+
+    def event(self, event: RequestEvent) -> None:
+        """Show a request."""
+        self._events.append(event)
+        self._put += 1
+
+    def notify(self, sentence: str) -> None:
+        """Show a sentence that matters."""
+        self._notices.append(sentence)
+
+    def close(self) -> bool:
+        """Print what is left; False where the screen does not take it, so that the process must not wait for it."""
+        self._stop.set()
+        self._thread.join(STOP_SECONDS)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(TICK_SECONDS):
+                self._print_all(time.monotonic())
+            self._print_all(time.monotonic() + 1)
+            self._sum_up()
+        except (OSError, ValueError):
+            pass  # nobody reads any more: the server goes on in silence
+
+    def _print_all(self, now: float) -> None:
+        if now >= self._window + 1:
+            self._sum_up()
+            self._fast = self._in_window > CONSOLE_LINES_A_SECOND
+            self._window, self._in_window = now, 0
+        lines = []
+        while self._notices:
+            lines.append(f"{_clock(_now())}  *** {self._notices.popleft()}")
+        while self._events:
+            event = self._events.popleft()
+            self._taken += 1
+            self._in_window += 1
+            if self._fast or self._in_window > CONSOLE_LINES_A_SECOND:
+                self._results[event.result] = self._results.get(event.result, 0) + 1
+            else:
+                lines.append(_event_line(event))
+        if lines:
+            self._write(lines)
+
+    def _sum_up(self) -> None:
+        lost = self._put - self._taken - len(self._events)
+        if lost > self._lost:
+            self._results["not shown"] = lost - self._lost
+            self._lost = lost
+        if self._results:
+            counts = ", ".join(f"{count:,} {result}" for result, count in sorted(self._results.items()))
+            self._results = {}
+            self._write([f"{_clock(_now())}  many at once: {counts}"])
+
+    def _write(self, lines: List[str]) -> None:
+        self._stream.write("\n".join(lines) + "\n")
+        self._stream.flush()
+
+
+def _clock(moment: int) -> str:
+    return format_time(moment)[11:19]
+
+
+def _event_line(event: RequestEvent) -> str:
+    moment, station, action, device_id, device_name, result = event
+    return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<20} {device_name:<20} {result}"
+
+# ======================================================================================================================
+# 13. Command line
+# ======================================================================================================================
+# Exit codes: 0 done, 1 refused or failed, 2 usage. Errors are translated here, once: one line on stderr, no traceback.
+
+QUERY_COLUMNS = (
+    "DeviceName",
+    "ProductKey",
+    "ProductID",
+    "Batch",
+    "Status",
+    "DeviceID",
+    "Station",
+    "AllocatedAt",
+    "WrittenAt",
+    "CRC32",
+)
+SECRET_COLUMNS = ("ProductSecret", "DeviceSecret")
+TABLE_LIMIT = 50  # rows of a table on a terminal, unless --limit says otherwise
+MANAGEMENT_SECONDS = 900.0  # for a running server to import what we hand it
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run one command; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console in GBK cannot show every name
+    try:
+        options = _parser().parse_args(arguments)
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except CertToolError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("Interrupted: what was not reported as done did not happen.", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output had enough
+        return 1
+    except OSError as error:
+        return _fail(f"{error.strerror or 'Input or output failed'}: {error.filename or 'check the disk'}", 1)
+    except Exception as error:  # the edge: whatever it is, the operator sees a sentence
+        return _fail(f"Please report this defect: {where_raised(error)}", 1)
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"certtool: {sentence}", file=sys.stderr)
+    return code
+
+
+class _VersionAction(argparse.Action):
+    """`--version`; which CRC32 runs is found out only when somebody asks."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"certtool {__version__} (CRC32: {crc32_name()})")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="certtool", description="Hand out each device certificate once, and never forget to whom.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and which CRC32 runs")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    commands.required = True
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        command.add_argument("--data", metavar="DIR", help="the store (default: certtool-data beside certtool.py)")
+        return command
+
+    serve = add("serve", run_serve, "Give certificates to devices and programmers over HTTP.")
+    serve.add_argument("port", nargs="?", type=_port, default=DEFAULT_PORT, help="default 8000; 0 takes a free one")
+    serve.add_argument("--host", default="0.0.0.0", metavar="ADDR", help="address to listen on (default: all)")
+    serve.add_argument("--import", dest="files", action="append", default=[], metavar="FILE", help="import first")
+    serve.add_argument("--crc-format", choices=("hex", "int"), default="hex", help="how CRC32 is sent")
+    serve.add_argument("--allow", action="append", default=[], type=_network, metavar="CIDR", help="only these stations")
+    serve.add_argument("--require-device-id", action="store_true", help="refuse requests without a DeviceID")
+
+    importing = add("import", run_import, "Add certificates to the store, also beside a running server.")
+    importing.add_argument("files", nargs="+", metavar="FILE", help="identity file (CSV)")
+    importing.add_argument("--batch", default="", metavar="NAME", help="name of the batch (default: the file's)")
+    importing.add_argument("--product-key", default="", metavar="K", help="for a file without that column")
+    importing.add_argument("--product-secret", default="", metavar="S", help="for a file without that column")
+    importing.add_argument("--product-id", default="", metavar="I", help="for a file without that column")
+    importing.add_argument("--skip-bad", action="store_true", help="import the good rows though others are bad")
+    importing.add_argument("--dry-run", action="store_true", help="report as an import would, and change nothing")
+    importing.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+    query = add("query", run_query, "Show what became of certificates.")
+    query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
+    query.add_argument("--device-id", metavar="ID")
+    query.add_argument("--product-key", metavar="K")
+    query.add_argument("--batch", metavar="B")
+    query.add_argument("--status", metavar="S", type=_status, help=", ".join(STATUS_NAMES))
+    query.add_argument("--limit", type=_count, metavar="N", help=f"rows at most (default: {TABLE_LIMIT} on a terminal)")
+    query.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    query.add_argument("--show-secrets", action="store_true", help="add ProductSecret and DeviceSecret")
+
+    for name, text in (
+        ("release", "Give a certificate back to the pool. Only where no device has it any more."),
+        ("void", "Take a certificate out of use, for ever."),
+    ):
+        operation = add(name, run_operation, text)
+        operation.add_argument("device_name", metavar="DEVICE_NAME")
+        operation.add_argument("--reason", required=True, metavar="TEXT", help="stays in the journal")
+        operation.add_argument("--product-key", default="", metavar="K", help="where two products have that name")
+        if name == "release":
+            operation.add_argument("--force", action="store_true", help="also where it is Written")
+
+    crc = add("crc", run_crc, "Print the checksum that devices verify.")
+    for name in ("pk", "dn", "ds", "ps"):
+        crc.add_argument(name, metavar=name.upper())
+    crc.add_argument("product_id", metavar="PRODUCT_ID", nargs="?", default="", help="of a Bluetooth product")
+    crc.add_argument("--format", choices=("hex", "int"), default="hex")
+    crc.add_argument("--quiet", action="store_true", help="print the checksum alone")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError("a number of rows is 1 or more")
+    return int(text)
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise argparse.ArgumentTypeError("an address or network, such as 192.168.1.0/24") from None
+
+
+def _status(text: str) -> int:
+    for status, name in enumerate(STATUS_NAMES):
+        if name.lower() == text.lower():
+            return status
+    raise argparse.ArgumentTypeError(f"one of {', '.join(STATUS_NAMES)}")
+
+
+def store_folder(option: Optional[str]) -> str:
+    """Return the store's folder: --data, CERTTOOL_DATA, or certtool-data beside certtool.py. Raises UsageError."""
+    given = option or os.environ.get("CERTTOOL_DATA")
+    if given:
+        return os.path.abspath(given)
+    here = os.path.dirname(os.path.abspath(__file__))
+    installed = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+    if here in map(os.path.abspath, installed) or os.path.basename(here) in ("site-packages", "dist-packages"):
+        raise UsageError("An installed certtool has no folder of its own: name the store with --data or CERTTOOL_DATA.")
+    return os.path.join(here, DEFAULT_STORE)
+
+
+class _ProgressLine:
+    """A line on a terminal that tells how far a long job is; nothing at all in a pipe."""
+
+    def __init__(self) -> None:
+        self._shown = False
+        self._next = time.monotonic() + 0.5
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() >= self._next and sys.stderr.isatty():
+            self._next = time.monotonic() + 0.25
+            self._shown = True
+            print(f"\r{what}: {100 * done // max(total, 1):3d}% \033[K", end="", file=sys.stderr, flush=True)
+
+    def done(self) -> None:
+        """Wipe the line."""
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _open_store(options: argparse.Namespace, writer: bool) -> Tuple[Store, State]:
+    """Open and load the store; say on stderr what was found there. Raises StoreError."""
+    store = Store(store_folder(options.data), options.command, writer)
+    state, progress = State(), _ProgressLine()
+    try:
+        store.load(state, progress)
+    except BaseException:
+        store.close()
+        raise
+    finally:
+        progress.done()
+    for note in store.notes:
+        print(f"certtool: {note}", file=sys.stderr)
+    return store, state
+
+
+# -- serve -------------------------------------------------------------------------------------------------------------
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    uploads = [_read_upload(path) for path in options.files]
+    console = Console(sys.stdout)
+    try:
+        server = CertServer(
+            options.host, options.port, console.event, console.notify, options.allow, options.crc_format == "int"
+        )
+        with server:
+            store, state = _open_store(options, writer=True)
+            with contextlib.closing(store):
+                server.service = Service(store, state, console.notify, options.require_device_id)
+                if uploads:
+                    _import_first(server.service, uploads)
+                _announce(server, store)
+                _stop_on_signals(server)
+                _print_start(server, store, state)
+                server.serve_forever()
+    finally:
+        clean = console.close()
+    if not clean:
+        os._exit(0)  # the screen does not take our output, and the interpreter would wait for it
+    print("Stopped. Everything that was answered is on the disk.", flush=True)
+    return 0
+
+
+def _import_first(service: Service, uploads: Sequence[Upload]) -> None:
+    report = _run_job(service.import_files(uploads, ImportOptions(who=_who())), uploads)
+    _print_report(report, sys.stdout)
+    if not report.ok:
+        raise Refused("Nothing was imported, so the server does not start: mend the file, or leave --import out.")
+
+
+def _announce(server: CertServer, store: Store) -> None:
+    """Tell other commands on this PC how to reach the server: the lock file is for this user alone."""
+    assert store.lock
+    store.lock.announce({"pid": os.getpid(), "command": "serve", "port": server.server_port, "token": server.token})
+
+
+def _stop_on_signals(server: CertServer) -> None:
+    def stop(number: int, frame: Any) -> None:
+        server.stopping = True
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if sys.platform == "win32":
+        signal.signal(signal.SIGBREAK, stop)
+
+
+def _print_start(server: CertServer, store: Store, state: State) -> None:
+    print(f"certtool {__version__}, CRC32 by {crc32_name()}, store {store.folder}")
+    for product in state.products.values():
+        left = product.counts[UNALLOCATED]
+        low = "  *** LOW: import more" if left < low_stock_limit(product) else ""
+        print(f"Product {product.key}: {left:,} of {product.total:,} certificates left{low}")
+    if not state.products:
+        print("There is no certificate yet: add some with certtool.py import FILE, also while this runs.")
+    host, port = str(server.server_address[0]), server.server_port
+    hosts = ["127.0.0.1", *_lan_addresses()] if host == "0.0.0.0" else [f"[{host}]" if ":" in host else host]
+    print("Waiting for client request: " + "  ".join(f"http://{name}:{port}" for name in hosts), flush=True)
+
+
+def _lan_addresses() -> List[str]:
+    """The IPv4 addresses under which devices may reach this PC; no DNS is asked."""
+    found = []
+    if sys.platform == "linux":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # an interface without an IPv4 address
+                    reply = fcntl.ioctl(probe.fileno(), 0x8915, name.encode().ljust(256, b"\0"))  # SIOCGIFADDR
+                    found.append(socket.inet_ntoa(reply[20:24]))
+    elif sys.platform == "win32":
+        with contextlib.suppress(OSError):
+            found = socket.gethostbyname_ex(socket.gethostname())[2]
+    return [address for address in found if not is_loopback(address)]
+
+
+# -- import, release, void ---------------------------------------------------------------------------------------------
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Import files, here or through the server that runs on the store."""
+    try:
+        how = ImportOptions(
+            options.batch,
+            options.product_key,
+            options.product_secret,
+            options.product_id,
+            options.skip_bad,
+            options.dry_run,
+            _who(),
+        )
+        for column, value in zip(("ProductKey", "ProductSecret", "ProductID"), how[1:4]):
+            wrong = check_field(column, value) if value else ""
+            if wrong:
+                raise UsageError(f"{OPTIONAL_FROM[column]}: {wrong}")
+        report = _import(options, [_read_upload(path) for path in options.files], how)
+    except CertToolError as error:
+        if not options.json or error.exit_code == 2:
+            raise
+        report = ImportReport(options.dry_run)
+        report.ok = False
+        report.reject("", 0, str(error))
+    if options.json:
+        print(json.dumps(report.as_json()))
+    else:
+        _print_report(report, sys.stdout)
+    if report.ok:
+        return 0
+    return _fail("Nothing was imported: mend the rows, or import the good ones with --skip-bad.", 1)
+
+
+def _import(options: argparse.Namespace, uploads: Sequence[Upload], how: ImportOptions) -> ImportReport:
+    try:
+        if how.dry_run and not os.path.isdir(store_folder(options.data)):
+            service = Service(Store(store_folder(options.data), writer=False), State())
+            return _run_job(service.import_files(uploads, how), uploads)
+        store, state = _open_store(options, writer=not how.dry_run)
+    except StoreBusy as busy:
+        files = [[upload.name, len(upload.data)] for upload in uploads]
+        head = json.dumps({"options": how._asdict(), "files": files}).encode() + b"\n"
+        reply = _ask_server(busy, "import", b"".join([head, *(upload.data for upload in uploads)]))
+        report = ImportReport(False)
+        vars(report).update(reply["Report"])
+        return report
+    with contextlib.closing(store):
+        return _run_job(Service(store, state).import_files(uploads, how), uploads)
+
+
+def _read_upload(path: str) -> Upload:
+    try:
+        with open(path, "rb") as file:
+            return Upload(os.path.basename(path), file.read())
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}): check the name, and close it elsewhere.") from None
+
+
+def _run_job(job: Generator[None, None, ImportReport], uploads: Sequence[Upload]) -> ImportReport:
+    """Run an import to its end here. Of a long one a terminal sees how far it is."""
+    progress = _ProgressLine()
+    slices = sum(len(upload.data) for upload in uploads) // (60 * IMPORT_SLICE) + 1  # a guess: 60 bytes a row
+    try:
+        for done in itertools.count():
+            next(job)
+            progress("importing", min(done, slices), slices)
+    except StopIteration as end:
+        report: ImportReport = end.value
+        return report
+    finally:
+        progress.done()
+        job.close()
+    raise AssertionError  # the loop has no other end
+
+
+def _print_report(report: ImportReport, stream: IO[str]) -> None:
+    for error in report.errors:
+        print(f"{error['file']}:{error['line']}: {error['message']}", file=sys.stderr)
+    would = "would be " if report.dry_run else ""
+    print(
+        f"{report.read:,} rows read: {report.imported:,} {would}imported, {report.duplicates:,} in the store already, "
+        f"{report.rejected:,} rejected.",
+        file=stream,
+    )
+    if report.ignored:
+        print(f"Columns not used: {', '.join(report.ignored)}.", file=stream)
+
+
+def _ask_server(busy: StoreBusy, operation: str, body: bytes) -> Dict[str, Any]:
+    """Hand a command to the server that holds the store; return its answer. Raises CertToolError where it refuses."""
+    port, token = busy.holder.get("port"), busy.holder.get("token")
+    if not port or not token:
+        raise busy
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=MANAGEMENT_SECONDS)
+    try:
+        connection.request("POST", MANAGEMENT + operation, body, {"Authorization": f"Bearer {token}"})
+        answer = parse_object(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, BadRequest):
+        raise Refused("The running server ended before it answered: start it, and run this again.") from None
+    finally:
+        connection.close()
+    if answer.get("Status") != "OK":
+        raise Refused(str(answer.get("Message")))
+    return answer
+
+
+def run_operation(options: argparse.Namespace) -> int:
+    """Release or void a certificate, here or through the server that runs on the store."""
+    verb, force = OPERATIONS[options.command], getattr(options, "force", False)
+    name, key, reason, who = options.device_name, options.product_key, options.reason, _who()
+    try:
+        store, state = _open_store(options, writer=True)
+    except StoreBusy as busy:
+        fields = {"device_name": name, "product_key": key, "reason": reason, "who": who, "force": force}
+        print(_ask_server(busy, options.command, json.dumps(fields).encode())["Message"])
+        return 0
+    with contextlib.closing(store):
+        service = Service(store, state)
+        message, _ = service.operate(verb, name, key, reason, who, force, _now())
+        service.commit()
+    print(message)
+    return 0
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return "unknown"
+
+
+# -- query and crc -----------------------------------------------------------------------------------------------------
+
+
+def run_query(options: argparse.Namespace) -> int:
+    """Print certificates. It only reads, also beside a running server."""
+    store, state = _open_store(options, writer=False)
+    columns = QUERY_COLUMNS + (SECRET_COLUMNS if options.show_secrets else ())
+    limit = options.limit
+    if limit is None and options.format == "table" and sys.stdout.isatty():
+        limit = TABLE_LIMIT
+    with contextlib.closing(store):
+        rows = itertools.islice(_query(options, store, state), None if limit is None else limit + 1)
+        first = next(rows, None)
+        rows = itertools.chain([] if first is None else [first], rows)
+        if options.format == "table":
+            _print_table(columns, list(rows), limit)
+        else:
+            print_rows = _print_json if options.format == "json" else _print_csv
+            print_rows(columns, itertools.islice(rows, limit))
+    if first is None:
+        return _fail("No certificate matches: check the name and the filters.", 1)
+    return 0
+
+
+def _query(options: argparse.Namespace, store: Store, state: State) -> Iterator[Tuple[str, ...]]:
+    """Yield the cells, secrets last, of each certificate that passes the filters, in the order of import."""
+    numbers: Iterable[int]
+    key = options.product_key or ""
+    if options.device_name is not None:
+        numbers = [number for _, number in state.find(options.device_name, key)]
+    elif options.device_id is not None:
+        products = [product for product in state.products.values() if key in ("", product.key)]
+        numbers = [product.devices[options.device_id] for product in products if options.device_id in product.devices]
+    elif key:
+        numbers = state.products[key].names.values() if key in state.products else []
+    else:
+        numbers = range(len(state.names))
+    for number in numbers:
+        record = state.record(number)
+        if options.status is not None and record.status != options.status:
+            continue
+        if options.device_id is not None and record.device_id != options.device_id:
+            continue
+        batch = state.batch(number)
+        if options.batch is not None and batch != options.batch:
+            continue
+        credential, checksum = store.certificate(number)
+        yield (
+            credential.device_name,
+            credential.product_key,
+            credential.product_id,
+            batch,
+            STATUS_NAMES[record.status],
+            record.device_id,
+            record.station,
+            format_time(record.allocated_at),
+            format_time(record.written_at),
+            checksum,
+            credential.product_secret,
+            credential.device_secret,
+        )
+
+
+def _print_json(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    separator = "["
+    for row in rows:
+        print(separator + json.dumps(dict(zip(columns, row)), ensure_ascii=False), end="")
+        separator = ",\n "
+    print("]" if separator != "[" else "[]")
+
+
+def _print_csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print(",".join(columns))
+    for row in rows:
+        print(",".join(map(encode_cell, row[: len(columns)])))
+
+
+def _print_table(columns: Sequence[str], rows: List[Tuple[str, ...]], limit: Optional[int]) -> None:
+    """Draw a table, with tabulate where it is installed; both have the same content."""
+    shown = [row[: len(columns)] for row in rows[:limit]]
+    try:
+        from tabulate import tabulate
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(columns, *shown)]
+        for cells in (columns, ["-" * width for width in widths], *shown):
+            print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
+    else:
+        print(tabulate(shown, headers=columns, disable_numparse=True))
+    if limit is not None and len(rows) > limit:
+        print(f"... only the first {limit} are shown: see --limit.")
+
+
+def run_crc(options: argparse.Namespace) -> int:
+    """Print the checksum of a certificate that is given as arguments."""
+    text = options.pk + options.dn + options.ds + options.ps + options.product_id
+    payload = text.encode("utf-8", "surrogateescape")
+    value = crc32(payload)
+    shown = str(value) if options.format == "int" else f"{value:08X}"
+    if options.quiet:
+        print(shown)
+    else:
+        print(f"length: {len(payload)}\ncrc32: {shown}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

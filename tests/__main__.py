@@ -22,7 +22,7 @@ def environment() -> Path:
     folder = ROOT / ".venv-tests-{}.{}".format(*sys.version_info[:2])
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     installed = folder / REQUIREMENTS.name
-    if installed.exists() and installed.read_bytes() == REQUIREMENTS.read_bytes():
+    if python.exists() and installed.exists() and installed.read_bytes() == REQUIREMENTS.read_bytes():
         return python
     print(f"== Making {folder.name}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -47,14 +47,13 @@ def main(pytest_arguments: List[str]) -> int:
     if (ROOT / "build_ext.py").exists() and not passes("build_ext.py"):
         print("The C extension was not built: certtool.py is tested with its pure-Python CRC32.", flush=True)
     sources = [name for name in ("certtool.py", "build_ext.py", "tests", "bench") if (ROOT / name).exists()]
-    coverage = ["--cov", "--cov-report=term-missing"]
+    coverage = ["--cov", "--cov-config=pyproject.toml", "--cov-report=term-missing"]  # of subprocesses too
     if not pytest_arguments:
         coverage.append(f"--cov-fail-under={MIN_COVERAGE}")
     steps = [
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
-        ["-m", "mypy", "--platform=linux", *sources],
-        ["-m", "mypy", "--platform=win32", *sources],
+        *(["-m", "mypy", f"--platform={p}", f"--cache-dir=.mypy_cache/{p}", *sources] for p in ("linux", "win32")),
         ["-m", "pytest", *coverage, *pytest_arguments],
     ]
     failed = [step for step in steps if not passes(*step)]

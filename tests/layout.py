@@ -51,8 +51,9 @@ class Statement:
     def __init__(self, node: ast.stmt, section: Section) -> None:
         # Without the module's `from __future__ import annotations`, so that annotations count as uses.
         code = compile(ast.Module([node], []), "certtool.py", "exec", dont_inherit=True)
-        nested = [inner for constant in code.co_consts if _is_code(constant) for inner in _codes(constant)]
+        nested = list(_nested(code))
         self.section = section
+        self.pure = section.title.endswith(PURE)
         self.line = node.lineno
         self.defines = _stored(code)
         self.calls = _uses(nested)
@@ -61,15 +62,11 @@ class Statement:
             self.uses.names.update(inner.id for inner in ast.walk(annotation) if isinstance(inner, ast.Name))
 
 
-def _is_code(constant: object) -> bool:
-    return isinstance(constant, types.CodeType)
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
+def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
+            yield constant
+            yield from _nested(constant)
 
 
 def _stored(code: types.CodeType) -> Set[str]:
@@ -162,9 +159,9 @@ def _purity_faults(statements: List[Statement], origin: Dict[str, str]) -> Itera
         for name in statement.defines - origin.keys():
             definers.setdefault(name, []).append(statement)
     for statement in statements:
-        if not statement.section.title.endswith(PURE):
+        if not statement.pure:
             continue
-        # From the statement itself on to what runs when the names it mentions are called.
+        # From the statement on to what runs when the names it mentions are called; other pure ones are checked anyway.
         queue: List[Tuple[str, Uses]] = [("", statement.uses)]
         seen: Set[str] = set()
         while queue:
@@ -173,7 +170,7 @@ def _purity_faults(statements: List[Statement], origin: Dict[str, str]) -> Itera
                 yield f"Line {statement.line}, section {statement.section.number} {PURE}, uses {impure}{path}."
             for name in sorted((uses.names & definers.keys()) - seen):
                 seen.add(name)
-                queue += [(f" through {name}", definer.calls) for definer in definers[name] if definer is not statement]
+                queue += [(f" through {name}", definer.calls) for definer in definers[name] if not definer.pure]
 
 
 def _impure(uses: Uses, origin: Dict[str, str], definers: Dict[str, List[Statement]]) -> Set[str]:
