@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import socket
 import subprocess
 import time
@@ -342,7 +343,7 @@ def test_the_sample_of_the_vendors_page_runs_as_it_stands(server: StartServer, t
     identities.write(tmp_path / "two.csv", 2, product="a1RxxxxBm9")
     running = server("--import", tmp_path / "two.csv")
     sample = VENDORS_SAMPLE.replace("127.0.0.1", f"127.0.0.1:{running.port}")
-    code = f"process.chdir({json.dumps(str(FOLDER))});{sample.replace('./devReqCert', str(SDK))}"
+    code = sample.replace("./devReqCert", SDK.as_posix())
     for round_ in (1, 2):  # in the second round only the device with an id still gets one
         lines = run_node(code).splitlines()
         replies = [json.loads(line[len("DevInfo:") :]) for line in lines]
@@ -352,27 +353,53 @@ def test_the_sample_of_the_vendors_page_runs_as_it_stands(server: StartServer, t
         assert "123456" in [reply.get("DeviceID") for reply in replies]
 
 
-def run_test_js(*args: object, ok: int = 0) -> List[Any]:
-    command = [need("node"), str(FOLDER / "test.js"), *map(str, args)]
+def run_test_js(*args: object, node: str = "", ok: int = 0) -> List[Any]:
+    command = [node or need("node"), str(FOLDER / "test.js"), *map(str, args)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=60, env=child_env())
     assert (done.returncode, done.stderr) == (ok, ""), done
     return [(line.partition(":")[0], json.loads(line.partition(":")[2])) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.parametrize("which", ["node", "Node 12"])
 def test_test_js_shows_two_certificates_and_reports_both_as_burnt(
-    server: StartServer, certtool: RunCerttool, store: Path
+    which: str, server: StartServer, certtool: RunCerttool, store: Path
 ) -> None:
     running = server("--import", SAMPLE)
-    printed = run_test_js(f"127.0.0.1:{running.port}", "a1SampleBt0")
+    node = need("node") if which == "node" else node_12()
+    printed = run_test_js(f"127.0.0.1:{running.port}", "a1SampleBt0", node=node)
     assert sorted(what for what, _ in printed) == ["Burn", "Burn", "DevInfo", "DevInfo"]
     assert {fields["Status"] for _, fields in printed} == {"OK"}
     found = json.loads(certtool("query", "--status", "Written", "--data", store, "--format", "json").stdout)
-    assert {row["DeviceName"] for row in found} == {
-        fields["DeviceName"] for what, fields in printed if what == "DevInfo"
-    }
+    names_shown = {fields["DeviceName"] for what, fields in printed if what == "DevInfo"}
+    assert {row["DeviceName"] for row in found} == names_shown
 
 
 def test_test_js_says_why_it_got_nothing() -> None:
     with replying(hostile.http(b"<html>")) as server:
         printed = run_test_js(f"127.0.0.1:{server.port}", ok=1)
     assert [(what, fields["Status"]) for what, fields in printed] == [("DevInfo", "BadReply")] * 2
+
+
+def test_the_readme_shows_what_test_js_prints(server: StartServer) -> None:
+    def alike(lines: List[str]) -> List[str]:
+        """The two exchanges run side by side: their order, and who gets which certificate, may change."""
+        changing = r'"(auto-\w+|4bWYTI\w+|Bnu3mY\w+|4773D5E2|6A2AB5B4|WCBX\w+|Gvbt\w+)"'
+        return sorted(re.sub(changing, "*", line.strip()) for line in lines)
+
+    lines = (FOLDER / "README.md").read_text("utf-8").splitlines()
+    [at] = [number for number, line in enumerate(lines) if line.startswith("    $ node test.js")]
+    shown = lines[at + 1 : lines.index("", at)]
+    running = server("--import", SAMPLE)
+    command = lines[at].replace("127.0.0.1:8000", f"127.0.0.1:{running.port}").split()[1:]
+    printed = subprocess.check_output([need("node"), *command[1:]], cwd=FOLDER, text=True).splitlines()
+    assert alike(printed) == alike(shown)
+
+
+def test_the_readmes_program_runs(server: StartServer) -> None:
+    readme = (FOLDER / "README.md").read_text("utf-8")
+    program = readme.partition("```js\n")[2].partition("```")[0].replace("./devReqCert", SDK.as_posix())
+    running = server("--import", SAMPLE)
+    out = run_node(program.replace("192.168.1.10", f"127.0.0.1:{running.port}"))
+    assert json.loads(out) == {"ProductKey": KEY, "DeviceID": "A4C138000001", "Status": "OK"}
+    running.kill()
+    assert run_node(program.replace("192.168.1.10", f"127.0.0.1:{running.port}")).startswith("Unreachable ")
