@@ -2,13 +2,13 @@
 
 // A station's side of the exchange with the certificate server. No dependencies, Node 12 and newer.
 //
-//   req_dev_cert(ip, pk, id, callback, options)                       asks for a certificate (Action 0)
-//   send_burn_result_by_did(ip, pk, id, result, callback, options)    reports a burn (Action 1; 2 where result is false)
+//   req_dev_cert(ip, pk, id, callback, options)                     asks for a certificate (Action 0)
+//   send_burn_result_by_did(ip, pk, id, result, callback, options)  reports a burn (Action 1; 2 where result is false)
 //
 // ip        'HOST', 'HOST:PORT' or '[IPv6]:PORT'; the port is 8000 unless given
 // id        the device's own id; null asks for a new identity, whose reply holds a DeviceID that the server made up
 // callback  callback(text, error), called once. Done: text is the reply, error is null. Failed: text is
-//           {"Status": CODE, "Message": "..."}, so that a handler that only parses it does not throw, and error says the same
+//           {"Status": CODE, "Message": "..."}, so that a handler that only parses it does not throw; error says the same
 // options   { timeout, retries, delay } in milliseconds; see DEFAULTS
 //
 // Both also return a promise of the text. A program with a callback may ignore it: its rejection is never "unhandled".
@@ -77,8 +77,8 @@ function parseServer(ip) {
   return { host: parts[1] || parts[2], port };
 }
 
-// One attempt. `share` and `rest` are the milliseconds for it and for the whole call: what cannot be repeated once it was
-// sent is waited for to the end instead.
+// One attempt. `share` and `rest` are the milliseconds for it and for the whole call: what cannot be repeated once it
+// was sent is waited for to the end instead.
 function post(server, body, share, rest, repeatable) {
   return new Promise((resolve, reject) => {
     let connected = false;
@@ -203,8 +203,9 @@ function checkCertificate(fields) {
       throw badReply(`The reply has no valid ${name}.`);
     }
   }
-  const payload = ['ProductKey', 'DeviceName', 'DeviceSecret', 'ProductSecret', 'ProductID'].map((name) => fields[name]);
-  if (wireChecksum(fields.CRC32) !== crc32(Buffer.from(payload.join(''), 'utf8'))) {
+  const names = ['ProductKey', 'DeviceName', 'DeviceSecret', 'ProductSecret', 'ProductID']; // not the order of the reply
+  const payload = names.map((name) => fields[name]).join('');
+  if (wireChecksum(fields.CRC32) !== crc32(Buffer.from(payload, 'utf8'))) {
     throw new CertError('WrongCRC32', 'The checksum of the reply does not fit: do not burn it.', true, true);
   }
 }
