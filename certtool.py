@@ -5,24 +5,26 @@
     python certtool.py import identities.csv             add certificates to the store, also beside a running server
     python certtool.py query [DEVICE_NAME]               what became of a certificate
     python certtool.py release | void DEVICE_NAME        what only a person may decide
+    python certtool.py request PRODUCT_KEY --server IP   what a station does: check the link, or play a whole line
     python certtool.py crc PK DN DS PS [PRODUCT_ID]      the checksum that devices verify
 
 This one file is the whole product: copy it alone to a PC with CPython 3.8 or newer, nothing installed.
 
 Map of the sections; each uses only those above it, and the pure ones know no file, socket or clock:
 
-     2. Limits and constants                     8. Store: lock, import files, journal, recovery
-     3. Errors                                   9. Service: decide, record, commit
-     4. CRC32                                   10. Protocol messages (pure)
-     5. Credential and state machine (pure)     11. HTTP server
-     6. Identity-file reader (pure)             12. Console
-     7. Journal codec (pure)                    13. Command line
+     2. Limits and constants                     9. Service: decide, record, commit
+     3. Errors                                  10. Protocol messages (pure)
+     4. CRC32                                   11. HTTP server
+     5. Credential and state machine (pure)     12. Console
+     6. Identity-file reader (pure)             13. Station
+     7. Journal codec (pure)                    14. Command line
+     8. Store: lock, import files, journal, recovery
 
 The flow of one request. `CertServer` (11) is one thread that turns a loop. In a turn it reads every ready connection;
-each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as a
-journal line (7) and applies it to the state. At the end of the turn the store (8) writes all lines with one write and one
-fsync: a group commit. Only then do the replies of the turn leave. State is never saved: it is the import files plus the
-journal, replayed through the same `apply`, so that the live and the recovered state cannot differ.
+each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as
+a journal line (7) and applies it to the state. At the end of the turn the store (8) writes all lines with one write and
+one fsync: a group commit. Only then do the replies of the turn leave. State is never saved: it is the import files plus
+the journal, replayed through the same `apply`, so that the live and the recovered state cannot differ.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from json.encoder import encode_basestring_ascii as quote
 from typing import (
     IO,
@@ -75,7 +77,6 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
-    Type,
     Union,
 )
 
@@ -230,8 +231,8 @@ class StoreBusy(StoreError):
 # ======================================================================================================================
 # 4. CRC32
 # ======================================================================================================================
-# The IEEE checksum: polynomial 04C11DB7, reflected (EDB88320), init and xor-out FFFFFFFF. Check value: "123456789" gives
-# CBF43926. Table-driven, a byte a step.
+# The IEEE checksum: polynomial 04C11DB7, reflected (EDB88320), init and xor-out FFFFFFFF. Check value: "123456789"
+# gives CBF43926. Table-driven, a byte a step.
 
 
 def _crc_table() -> Tuple[int, ...]:
@@ -269,8 +270,8 @@ def crc32_name() -> str:
 # 5. Credential and state machine (pure)
 # ======================================================================================================================
 # Theory of operation. A certificate is known by its number: its position over all imports, from 0. Its secrets stay on
-# disk; the state keeps what changes. A command is looked up in TABLE by the certificate's status. The cell is the kind of
-# event to record, SAME (nothing new to record: the answer is as before), or the error that refuses it.
+# disk; the state keeps what changes. A command is looked up in TABLE by the certificate's status. The cell is the kind
+# of event to record, SAME (nothing new to record: the answer is as before), or the error that refuses it.
 #
 #   `decide` looks and never changes. `apply` changes and never refuses: an event is a fact. What `apply` changed can be
 #   put back with `restore`, for the one case in which an event did not become durable after all.
@@ -288,29 +289,31 @@ FORCED_RELEASE = "release --force"
 Cell = Union[str, CertToolError]
 
 
-def _no_device(verb: str) -> UnknownDevice:
-    return UnknownDevice(f"This DeviceID holds no certificate of this product: request one before {verb}.")
-
-
+_NO_DEVICE = UnknownDevice("This DeviceID holds no certificate of this product: request one before reporting.")
 _VOIDED = Voided("The certificate of this DeviceID was voided: ask the line's operator.")
+_NOT_ALLOCATED = Refused("It is not allocated: there is nothing to release.")
+_VOID_FOR_EVER = Refused("It is void, and a void certificate is never given out again.")
 
 # fmt: off
 TABLE: Tuple[Tuple[Cell, ...], ...] = (
-    #                request       burn succeeded                burn failed                   release           void
+    #                request       burn succeeded   burn failed   release          void
     # Unallocated
-    (                "allocate",   _no_device("reporting"),      _no_device("reporting"),
-                     Refused("It is not allocated: there is nothing to release."),                               "void"),
+    (                "allocate",   _NO_DEVICE,      _NO_DEVICE,   _NOT_ALLOCATED,  "void"),
     # Allocated
-    (                SAME,         "written",                    "failed",                     "release",        "void"),
+    (                SAME,         "written",       "failed",     "release",       "void"),
     # Written
-    (                "rerequest",  SAME,                         "failed",                     FORCED_RELEASE,   "void"),
+    (                "rerequest",  SAME,            "failed",     FORCED_RELEASE,  "void"),
     # Failed
-    (                "allocate",   "written",                    SAME,                         "release",        "void"),
+    (                "allocate",   "written",       SAME,         "release",       "void"),
     # Void
-    (                _VOIDED,      _VOIDED,                      _VOIDED,
-                     Refused("It is void, and a void certificate is never given out again."),                    SAME),
+    (                _VOIDED,      _VOIDED,         _VOIDED,      _VOID_FOR_EVER,  SAME),
 )
 # fmt: on
+
+
+def _fresh(error: CertToolError) -> CertToolError:
+    """A table's error without the traceback of whoever raised it before."""
+    return type(error)(*error.args)
 
 
 class Credential(NamedTuple):
@@ -328,7 +331,9 @@ class Credential(NamedTuple):
 
     def payload(self) -> bytes:
         """The bytes whose CRC32 the device verifies; the order is that of the vendor's reference code (CONTRACT 1)."""
-        return f"{self.product_key}{self.device_name}{self.device_secret}{self.product_secret}{self.product_id}".encode()
+        return (
+            f"{self.product_key}{self.device_name}{self.device_secret}{self.product_secret}{self.product_id}".encode()
+        )
 
 
 class Command(NamedTuple):
@@ -475,12 +480,12 @@ class State:
             held = product.devices.get(command.device_id)
             if held is None:
                 if command.verb != REQUEST:
-                    raise _no_device("reporting")
+                    raise _fresh(_NO_DEVICE)
                 held = self._next_free(product)
             number = held
         kind = TABLE[self._status[number]][command.verb]
         if isinstance(kind, CertToolError):
-            raise type(kind)(*kind.args)
+            raise _fresh(kind)
         if kind == SAME:
             return number, None
         if kind == FORCED_RELEASE:
@@ -603,8 +608,8 @@ KINDS = frozenset(EFFECTS) | {"store", "import"}
 # ======================================================================================================================
 # 6. Identity-file reader (pure)
 # ======================================================================================================================
-# CSV from the cloud console or a spreadsheet (CONTRACT 4): bytes in, a credential or a reason for each row out. A message
-# never quotes a cell: in a file without a header line, or with shifted columns, any cell may be a secret.
+# CSV from the cloud console or a spreadsheet (CONTRACT 4): bytes in, a credential or a reason for each row out. A
+# message never quotes a cell: in a file without a header line, or with shifted columns, any cell may be a secret.
 
 Row = Tuple[int, Union[Credential, str]]  # physical line from 1, and the credential or the reason against it
 
@@ -613,7 +618,7 @@ REQUIRED = COLUMNS[:3]
 OPTIONAL_FROM = {"ProductKey": "--product-key", "ProductSecret": "--product-secret", "ProductID": "--product-id"}
 SEPARATORS = ",;\t"
 
-_PRINTABLE = re.compile(r"[!-~]{1,%d}" % FIELD_LENGTH)
+_PRINTABLE = re.compile(rf"[!-~]{{1,{FIELD_LENGTH}}}")
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9\-_@.:]{4,32}")
 _MANGLED = re.compile(r"\d(\.\d+)?E[+-]\d{2,}|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)")
 _LINE_END = "\r\n"
@@ -684,7 +689,7 @@ class IdentityFile:
                 groups = match.groups()
                 yield line, Credential(*[groups[place] if isinstance(place, int) else place for place in places])
                 continue
-            cells = self._cells(line, text)
+            cells = self._cells(text)
             if isinstance(cells, str):
                 yield line, cells
             elif "".join(cells).strip():
@@ -702,8 +707,8 @@ class IdentityFile:
 
     def _fast_pattern(self) -> Callable[[str], Optional[re.Match[str]]]:
         """One expression that accepts only plain and right lines, a group for each cell; the others go the long way."""
-        plain = f"[^{re.escape(self._separator)}\"\\x00-\\x20\\x7f-\\U0010ffff]"
-        cells = ["([^%s\"\\r\\n]*)" % re.escape(self._separator)] * self._width
+        plain = f'[^{re.escape(self._separator)}"\\x00-\\x20\\x7f-\\U0010ffff]'
+        cells = [f'([^{re.escape(self._separator)}"\\r\\n]*)'] * self._width
         for column, place in zip(COLUMNS, self._places):
             if isinstance(place, int):
                 lowest = 1 if column in REQUIRED else 0
@@ -711,7 +716,7 @@ class IdentityFile:
                 cells[place] = name if column == "DeviceName" else f"({plain}{{{lowest},{FIELD_LENGTH}}})"
         return re.compile(re.escape(self._separator).join(cells) + r"\r?\n?").fullmatch
 
-    def _cells(self, line: int, text: str) -> Union[List[str], str]:
+    def _cells(self, text: str) -> Union[List[str], str]:
         """Split a row, which a quoted cell may carry over several lines; a reason where its quotes do not match."""
         taken: List[Tuple[int, str]] = []
         record = text
@@ -735,25 +740,26 @@ class IdentityFile:
         if len(cells) != self._width:
             return f"The row has {len(cells)} cells where the header line has {self._width}."
         values = [cells[place] if isinstance(place, int) else place for place in self._places]
-        reasons = filter(None, map(check_field, COLUMNS, values))
-        return next(reasons, None) or Credential(*values)
+        for column, value in zip(COLUMNS, values):
+            reason = check_field(column, value)
+            if reason:
+                return reason
+        return Credential(*values)
 
 
 def _sniff_encoding(data: bytes) -> str:
     if data[:2] == b"PK" or data[:4] == b"\xd0\xcf\x11\xe0":
         raise BadFile("This is a spreadsheet, not a CSV file: save it as CSV and import that.")
-    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        candidates = ["utf-16"]
-    else:
-        candidates = ["utf-8-sig", "gb18030"]
-    place = 0
-    for encoding in candidates:
+    place, utf16 = 0, data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    for encoding in ["utf-16"] if utf16 else ["utf-8-sig", "gb18030"]:
         try:
             data.decode(encoding)
             return encoding
         except UnicodeDecodeError as error:
             place = max(place, error.start)
-    raise BadFile("The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", _line_at(data, place))
+    raise BadFile(
+        "The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", _line_at(data, place)
+    )
 
 
 def _line_at(data: bytes, place: int) -> int:
@@ -815,10 +821,7 @@ def encode_cell(text: str) -> str:
 
 def decode_cells(text: str) -> List[str]:
     """Read a line of cells that `encode_cell` wrote. Raises csv.Error where the quotes do not match."""
-    if '"' not in text:
-        cells = text.split(",")
-    else:
-        cells = next(csv.reader([text], strict=True))
+    cells = next(csv.reader([text], strict=True)) if '"' in text else text.split(",")
     if "'" in text:
         cells = [cell[1:] if cell[:1] == "'" else cell for cell in cells]
     return cells
@@ -878,8 +881,8 @@ class JournalWriter:
 class JournalReader:
     """Decodes a journal line by line. After each event `offset`, `seq` and `digest` stand behind its line.
 
-    `torn` is what follows the last line end: a write that was cut short. Iterating raises StoreError at any other damage
-    and names the line.
+    `torn` is what follows the last line end: a write that was cut short. Iterating raises StoreError at any other
+    damage and names the line.
     """
 
     def __init__(self) -> None:
@@ -910,7 +913,13 @@ class JournalReader:
         try:
             seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
             event = Event(
-                kind, parse_time(moment), product_key, device_name, device_id, station, json.loads(detail or "{}")
+                kind,
+                parse_time(moment),
+                product_key,
+                device_name,
+                device_id,
+                station,
+                json.loads(detail) if detail else {},
             )
             if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0):
                 raise ValueError("out of order")
@@ -918,7 +927,7 @@ class JournalReader:
             raise self._damage("is not an event") from None
         if kind not in KINDS or (kind == "store" and event.detail.get("version") != FORMAT_VERSION):
             raise StoreError(
-                f"journal.csv line {self.seq + 2} ({ascii(kind[:40])}) was written by a newer certtool: use that one."
+                f"journal.csv line {self.seq + 2} ({kind[:40]!a}) was written by a newer certtool: use that one."
             )
         self.seq += 1
         self.digest = expected
@@ -931,6 +940,7 @@ class JournalReader:
             "ask which certificates were given out since then before serving."
         )
 
+
 # ======================================================================================================================
 # 8. Store: lock, import files, journal, recovery
 # ======================================================================================================================
@@ -941,10 +951,10 @@ class JournalReader:
 #     journal.torn-OFFSET       bytes that recovery cut off the journal there, for the curious
 #     lock                      held by the one writer; tells who that is
 #
-# Crash windows. An import file is complete and synced before its event is written; without the event it is an orphan that
-# nobody reads. An event counts once its line is whole and synced; a torn last line was never acknowledged, so the next
-# writer cuts it. After a failed write the file is cut back to the last good line. After a failed fsync nobody knows what
-# is on the disk, so this process records nothing any more; the next start reads what is there.
+# Crash windows. An import file is complete and synced before its event is written; without the event it is an orphan
+# that nobody reads. An event counts once its line is whole and synced; a torn last line was never acknowledged, so the
+# next writer cuts it. After a failed write the file is cut back to the last good line. After a failed fsync nobody
+# knows what is on the disk, so this process records nothing any more; the next start reads what is there.
 
 IMPORT_COLUMNS = (*COLUMNS, "CRC32")
 IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
@@ -1012,8 +1022,8 @@ def _try_lock(descriptor: int) -> bool:
 class Lock:
     """The right to write to a store, held until `release` or the end of the process.
 
-    Raises StoreBusy where another process holds it. The file tells others who the holder is and how to reach it; that is
-    true only while the lock is held, and nobody else reads it, since it is 0600.
+    Raises StoreBusy where another process holds it. The file tells others who the holder is and how to reach it; that
+    is true only while the lock is held, and nobody else reads it, since it is 0600.
     """
 
     def __init__(self, path: str, command: str) -> None:
@@ -1072,7 +1082,9 @@ class ImportFile:
                     offset += len(line)
                     staged.add(_credential_of(line))
         except OSError as error:
-            raise StoreError(f"{self.path} cannot be read ({error.strerror}): put it back, it holds certificates.") from None
+            raise StoreError(
+                f"{self.path} cannot be read ({error.strerror}): put it back, it holds certificates."
+            ) from None
         except (ValueError, TypeError, csv.Error):
             right = False
         if not right or digest.hexdigest() != sha256 or len(self.offsets) != rows:
@@ -1147,11 +1159,12 @@ class ImportWriter:
 class Store:
     """The files. What the service asks of it is what a store on a database server would have to offer:
 
-    `load` once; `certificate` to read one; `append` and `commit` to record; `new_import` and `adopt` to add certificates;
-    `close`. `notes` are sentences for the operator about what was found.
+    `load` once; `certificate` to read one; `append` and `commit` to record; `new_import` and `adopt` to add
+    certificates; `close`. `notes` are sentences for the operator about what was found.
 
     A writer takes the lock, makes a new store where there is none, and repairs a torn tail. A reader (`writer=False`)
-    changes nothing and may run beside a writer. Construction and `load` raise StoreError (StoreBusy) and change nothing.
+    changes nothing and may run beside a writer. Construction and `load` raise StoreError (StoreBusy) and change
+    nothing.
     """
 
     def __init__(self, folder: str, command: str = "", writer: bool = True) -> None:
@@ -1193,7 +1206,7 @@ class Store:
         except OSError as error:
             self.close()
             raise StoreError(
-                f"The store {folder} cannot be written ({error.strerror}): check its rights, or name another with --data."
+                f"The store {folder} cannot be written ({error.strerror}): check its rights, or use another --data."
             ) from None
 
     def load(self, state: State, progress: Optional[Progress] = None) -> None:
@@ -1205,8 +1218,8 @@ class Store:
             self._note_orphans()
             if reader.seq == 0 and self._last_import:
                 raise StoreError(
-                    f"{self._journal_path} is missing or empty while imports were made. Nothing was changed. Put back the "
-                    "journal: without it certificates that are in devices would be given out again."
+                    f"{self._journal_path} is missing or empty while imports were made. Nothing was changed. Put back "
+                    "the journal: without it certificates that are in devices would be given out again."
                 )
             if self.writer:
                 self._open_journal(reader)
@@ -1293,7 +1306,7 @@ class Store:
         os.ftruncate(self._journal, reader.offset)
         os.fsync(self._journal)
         self.notes.append(
-            f"journal.csv ended in half a line, which was never acknowledged: its {len(reader.torn)} bytes are now in {name}."
+            f"journal.csv ended in half a line, never acknowledged: its {len(reader.torn)} bytes are in {name} now."
         )
 
     # -- reading and recording -----------------------------------------------------------------------------------------
@@ -1366,7 +1379,9 @@ class Store:
         try:
             return ImportWriter(self._imports_folder, self._last_import, name, first)
         except OSError as error:
-            raise StoreUnavailable(f"An import file could not be made ({error.strerror}): free the store's disk.") from None
+            raise StoreUnavailable(
+                f"An import file could not be made ({error.strerror}): free the store's disk."
+            ) from None
 
     def adopt(self, imported: ImportFile) -> None:
         """Take a file whose event is durable among those that `certificate` reads."""
@@ -1387,6 +1402,7 @@ class Store:
 
 def _now() -> int:
     return int(time.time() * 1000)
+
 
 # ======================================================================================================================
 # 9. Service: decide, record, commit
@@ -1417,7 +1433,7 @@ class ImportOptions(NamedTuple):
 
 
 class ImportReport:
-    """What an import did: counts of rows, and what is wrong with each bad row or file. `ok` means that it took effect."""
+    """What an import did: counts of rows, and what is wrong with each bad row or file. `ok`: it took effect."""
 
     def __init__(self, dry_run: bool) -> None:
         self.read = self.imported = self.duplicates = self.rejected = 0
@@ -1513,8 +1529,8 @@ class _Import:
 class Service:
     """What certtool does, for whoever asks. `notify` gets sentences that an operator should see.
 
-    The methods that record raise CertToolError and then have changed nothing. What they changed becomes durable, and may
-    be told to anybody, after `commit`.
+    The methods that record raise CertToolError and then have changed nothing. What they changed becomes durable, and
+    may be told to anybody, after `commit`.
     """
 
     def __init__(
@@ -1612,7 +1628,8 @@ class Service:
     def import_files(self, uploads: Sequence[Upload], options: ImportOptions) -> Generator[None, None, ImportReport]:
         """Import files, all or nothing unless `skip_bad`, in slices of a few milliseconds; return the report.
 
-        Only one may run at a time. Closing the generator before its end, or a StoreUnavailable from it, changes nothing.
+        Only one may run at a time. Closing the generator before its end, or a StoreUnavailable from it, changes
+        nothing.
         """
         report = ImportReport(options.dry_run)
         imports: List[_Import] = []
@@ -1634,7 +1651,9 @@ class Service:
                         yield from _in_a_thread(new.writer.sync)
                 self._adopt([new for new in imports if new.staged.names])
         except OSError as error:
-            raise StoreUnavailable(f"The import could not be written ({error.strerror}): free the store's disk.") from None
+            raise StoreUnavailable(
+                f"The import could not be written ({error.strerror}): free the store's disk."
+            ) from None
         finally:
             for new in imports:
                 if new.writer:
@@ -1732,17 +1751,32 @@ class Service:
             adopted.append((new.staged, imported, Event("import", _now(), detail=new.detail)))
             self.store.append(adopted[-1][2])
         self.store.commit()
-        for staged, imported, event in adopted:
-            self.state.prepared.append(staged)
+        for prepared, imported, event in adopted:
+            self.state.prepared.append(prepared)
             self.state.apply(event)
             self.store.adopt(imported)
+
 
 # ======================================================================================================================
 # 10. Protocol messages (pure)
 # ======================================================================================================================
-# Bytes to request, answer to bytes (CONTRACT 1). HTTP's framing is read here too, and strictly: what a lenient reader would
-# guess at could be half a request, and half a request could burn a certificate.
+# Bytes to request, answer to bytes (CONTRACT 1). HTTP's framing is read here too, and strictly: what a lenient reader
+# would guess at could be half a request, and half a request could burn a certificate.
 
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    408: "Request Timeout",
+    409: "Conflict",
+    410: "Gone",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}  # every HTTP status that is ever sent
 ACTIONS = (REQUEST, BURN_SUCCEEDED, BURN_FAILED)  # the wire's numbers are the state machine's columns
 ACTION_NAMES = ("request", "burned", "failed")
 
@@ -1750,8 +1784,8 @@ _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _REQUEST_LINE = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/(\d\.\d)")
 _HEADER_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*)")
 _LENGTH = re.compile(r"\d{1,12}")
-_KEY = re.compile(r"[ -~]{1,%d}" % FIELD_LENGTH)
-_DEVICE_ID = re.compile(r"[ -~]{0,%d}" % DEVICE_ID_LENGTH)
+_KEY = re.compile(rf"[ -~]{{1,{FIELD_LENGTH}}}")
+_DEVICE_ID = re.compile(rf"[ -~]{{0,{DEVICE_ID_LENGTH}}}")
 
 
 class Head(NamedTuple):
@@ -1841,7 +1875,9 @@ def parse_request(body: bytes) -> Tuple[str, str, int]:
     if device_id is None:
         device_id = ""
     if not isinstance(device_id, str) or not _DEVICE_ID.fullmatch(device_id.strip()):
-        raise BadRequest(f"DeviceID must be a string of at most {DEVICE_ID_LENGTH} printable ASCII characters, or null.")
+        raise BadRequest(
+            f"DeviceID must be a string of at most {DEVICE_ID_LENGTH} printable ASCII characters, or null."
+        )
     device_id = device_id.strip()
     if type(action) is not int or action not in ACTIONS:
         raise BadRequest("Action must be 0 (request), 1 (burn succeeded) or 2 (burn failed).")
@@ -1875,16 +1911,17 @@ def format_error(error: CertToolError) -> bytes:
 def format_reply(http_status: int, body: bytes, keep_alive: bool, content_type: str = "application/json") -> bytes:
     """Frame an answer. It has no Date: the clocks of line PCs jump (RFC 9110, 6.6.1)."""
     return (
-        f"HTTP/1.1 {http_status} {http.client.responses[http_status]}\r\nContent-Type: {content_type}\r\n"
+        f"HTTP/1.1 {http_status} {REASONS[http_status]}\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
     ).encode() + body
+
 
 # ======================================================================================================================
 # 11. HTTP server
 # ======================================================================================================================
 # One thread, one loop. A turn: read every ready connection; run every whole request; commit once; send the replies; a
-# slice of an import, if one is under way. No reply of the service leaves before the commit of its turn: that is the order
-# of the turn, not a rule to remember. A half-sent request costs a buffer and has a deadline.
+# slice of an import, if one is under way. No reply of the service leaves before the commit of its turn: that is the
+# order of the turn, not a rule to remember. A half-sent request costs a buffer and has a deadline.
 #
 # The LAN sees only the protocol. Management is POST /certtool/..., from a loopback peer, to a loopback Host, with the
 # token that `serve` leaves in the store's lock file.
@@ -1893,12 +1930,21 @@ RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 MANAGEMENT = "/certtool/"
 LOOPBACK_HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+RESULTS = {  # of an event's kind, for the console
+    "allocate": "allocated",
+    "rerequest": "same again, is Written",
+    "written": "Written",
+    "failed": "Failed",
+    "release": "released",
+    "void": "voided",
+    SAME: "same again",
+}
 OPERATIONS = {"release": RELEASE, "void": MAKE_VOID}
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class RequestEvent(NamedTuple):
-    """One request for the console: `result` is the kind of event it took, or the code that refused it."""
+    """One request for the console: `result` is one of RESULTS, or tells the code that refused it."""
 
     time: int
     station: str
@@ -1911,8 +1957,8 @@ class RequestEvent(NamedTuple):
 class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     """One connection. `feed` takes what has arrived; `do_POST` and `do_GET` run over a whole request, never a part.
 
-    The base class reads and writes blocking streams; this one keeps its vocabulary (`command`, `path`, `headers`, `do_...`)
-    and leaves the streams to the loop.
+    The base class reads and writes blocking streams; this one keeps its vocabulary (`command`, `path`, `headers`,
+    `do_...`) and leaves the streams to the loop.
     """
 
     server: CertServer
@@ -2053,11 +2099,11 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             if verb == REQUEST:
                 given = server.service.request(product_key, device_id, self.station, now)
                 name, device_id = given.certificate.credential.device_name, given.device_id
-                result = given.kind or "same certificate"
+                result = RESULTS[given.kind]
                 reply = format_certificate(given.certificate, device_id, server.crc_as_int)
             else:
                 name, kind = server.service.report(product_key, device_id, verb, self.station, now)
-                result = kind or "known already"
+                result = RESULTS[kind]
                 reply = format_acknowledgement(product_key, device_id)
             self.reply(200, reply, recorded=True)
         except CertToolError as error:
@@ -2165,8 +2211,10 @@ Reply = Tuple[CertRequestHandler, bytes, bool, bool]  # connection, bytes, recor
 
 
 class CertServer(http.server.HTTPServer):
-    """The loop. Construction binds and listens and raises CertToolError where the address is taken or wrong; it is ready once
-    `serve_forever` runs. `on_event` gets what a console shows of each request, `notify` sentences for the operator.
+    """The loop. Construction binds and listens, and raises CertToolError where the address is taken or wrong.
+
+    It is ready once `serve_forever` runs. `on_event` gets what a console shows of each request, `notify` sentences for
+    the operator.
     """
 
     allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
@@ -2204,7 +2252,7 @@ class CertServer(http.server.HTTPServer):
         try:
             super().__init__((host, port), CertRequestHandler)
             self._listeners.append(self.socket)
-            if not is_loopback(self.server_address[0]) and self.server_address[0] not in ("0.0.0.0", "::"):
+            if not is_loopback(self.server_name) and self.server_name not in ("0.0.0.0", "::"):
                 self._listeners.append(socket.create_server(("127.0.0.1", self.server_port), backlog=BACKLOG))
         except (OSError, OverflowError) as error:
             raise CertToolError(_why_not_bound(host, port, error)) from None
@@ -2217,7 +2265,7 @@ class CertServer(http.server.HTTPServer):
         if sys.platform == "win32":
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def serve_forever(self, poll_interval: float = TICK_SECONDS) -> None:
         """Turn the loop until `stopping` is set; then send what is still to be sent, and close."""
@@ -2293,7 +2341,7 @@ class CertServer(http.server.HTTPServer):
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
-    def _accept(self, listener: socket.socket, events: int) -> None:
+    def _accept(self, listener: socket.socket, _events: int) -> None:
         for _ in range(ACCEPTS):
             try:
                 connection, address = listener.accept()
@@ -2382,19 +2430,21 @@ class CertServer(http.server.HTTPServer):
         if operation not in OPERATIONS:
             raise BadRequest("There is no such management request.")
         fields = parse_object(handler.body)
-        name, key, reason, who = (str(fields.get(field, "")) for field in ("device_name", "product_key", "reason", "who"))
+        name, key, reason, who = (
+            str(fields.get(field, "")) for field in ("device_name", "product_key", "reason", "who")
+        )
         try:
             force = fields.get("force") is True
             message, kind = self.service.operate(OPERATIONS[operation], name, key, reason, who, force, _now())
             handler.reply(200, json.dumps({"Status": "OK", "Message": message}).encode(), recorded=True)
-            result = kind or "known already"
+            result = RESULTS[kind]
         except CertToolError as error:
             handler.reply(error.http_status, format_error(error), recorded=True)
             result = f"refused: {error.code}"
         self.turn_events.append(RequestEvent(_now(), handler.station, operation, "-", name, result))
 
     def _start_import(self, handler: CertRequestHandler) -> None:
-        """The body is a line of JSON, {"options": {...}, "files": [[name, bytes], ...]}, and the files' bytes after it."""
+        """The body is a line of JSON, {"options": {...}, "files": [[name, size], ...]}, and behind it the files."""
         if self.job:
             raise Refused("Another import is under way: wait until it is done, and try again.")
         line, _, rest = handler.body.partition(b"\n")
@@ -2426,7 +2476,8 @@ class CertServer(http.server.HTTPServer):
             report: ImportReport = done.value
             handler.reply(200, json.dumps({"Status": "OK", "Report": report.as_json()}).encode())
             if report.ok:
-                self.notify(f"Imported: {report.imported} certificates, {', '.join(report.batches) or 'nothing new'}.")
+                batches = f" as batch {', '.join(report.batches)}" if report.batches else ""
+                self.notify(f"Imported {report.imported:,} of {report.read:,} rows{batches}.")
         except CertToolError as error:
             handler.reply(error.http_status, format_error(error))
         except Exception as error:
@@ -2458,7 +2509,8 @@ def _why_not_bound(host: str, port: int, error: Exception) -> str:
         return f"Port {port} is in use by another program: stop it, or choose another port, such as serve {port + 1}."
     if number == errno.EACCES:
         return f"Port {port} is not free for us: choose one above 1023, such as serve {DEFAULT_PORT}."
-    return f"{host} port {port} cannot be used ({getattr(error, 'strerror', None) or error}): is --host an address of this PC?"
+    return f"{host} port {port} cannot be used ({getattr(error, 'strerror', error)}): is --host an address of this PC?"
+
 
 # ======================================================================================================================
 # 12. Console
@@ -2547,10 +2599,204 @@ def _clock(moment: int) -> str:
 
 def _event_line(event: RequestEvent) -> str:
     moment, station, action, device_id, device_name, result = event
-    return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<20} {device_name:<20} {result}"
+    return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<25} {device_name:<20} {result}"
+
 
 # ======================================================================================================================
-# 13. Command line
+# 13. Station
+# ======================================================================================================================
+# The other side of the wire, as a programmer or a device does it: one connection for each request, a limit on all it
+# waits for and on all it takes. A request with a DeviceID is repeated when the network fails, since it gets the same
+# certificate again; one without an id is not, once it was sent: each would take another certificate.
+
+STATION_SECONDS = 10.0  # for one attempt, from connecting to the last byte
+STATION_ATTEMPTS = 3
+STATION_PAUSE = 0.5  # seconds between two attempts
+MAX_ANSWER = 64 * 1024  # bytes of head and body; ours are about 400
+
+
+class NoAnswer(CertToolError):
+    """No usable answer came. `sent` tells whether the server may have seen the request."""
+
+    def __init__(self, message: str, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class ServerRefused(CertToolError):
+    """The server answered that it does not do this."""
+
+
+class Station:
+    """Asks the server at `host`, `port` for certificates and reports burns. Safe to use from several threads."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self.server = f"{host}:{port}"
+
+    def request(self, product_key: str, device_id: str) -> Dict[str, Any]:
+        """Return the answer's object, its checksum verified. Raises NoAnswer or ServerRefused."""
+        answer = self._ask({"ProductKey": product_key, "DeviceID": device_id or None, "Action": REQUEST})
+        fields = [answer.get(name, "") for name in COLUMNS[:5]]
+        if not all(isinstance(field, str) for field in fields) or not all(fields[:3]):
+            raise NoAnswer(f"The answer of {self.server} is no certificate: is that a certtool?", True)
+        checksum = crc32("".join(fields).encode("utf-8", "replace"))
+        if answer.get("CRC32") not in (checksum, f"{checksum:08X}", f"{checksum:08x}"):
+            raise NoAnswer(f"The CRC32 of the certificate from {self.server} is wrong: do not burn it.", True)
+        return answer
+
+    def report(self, product_key: str, device_id: str, succeeded: bool) -> None:
+        """Report a burn. Raises NoAnswer or ServerRefused."""
+        action = BURN_SUCCEEDED if succeeded else BURN_FAILED
+        self._ask({"ProductKey": product_key, "DeviceID": device_id, "Action": action})
+
+    def _ask(self, message: Mapping[str, Any]) -> Dict[str, Any]:
+        for attempt in range(1, STATION_ATTEMPTS + 1):
+            try:
+                status, body = self._exchange(json.dumps(message).encode())
+                return self._answer(status, body)
+            except NoAnswer as error:
+                if attempt == STATION_ATTEMPTS or (error.sent and not message["DeviceID"]):
+                    raise
+                time.sleep(STATION_PAUSE)
+        raise AssertionError  # the loop returns or raises
+
+    def _answer(self, status: int, body: bytes) -> Dict[str, Any]:
+        try:
+            answer = parse_object(body)
+        except BadRequest:
+            raise NoAnswer(f"{self.server} answered {status} without JSON: is that a certtool?", True) from None
+        if status == 200 and answer.get("Status") == "OK":
+            return answer
+        if status == 503:
+            raise NoAnswer(f"{self.server} could not record it: {_one_line(answer.get('Message'))}", True)
+        said = _one_line(answer.get("Message")) or "without a reason"
+        raise ServerRefused(f"{self.server} refused: {status} {_one_line(answer.get('Status'))}: {said}")
+
+    def _exchange(self, body: bytes) -> Tuple[int, bytes]:
+        """Send one request, return HTTP status and body."""
+        deadline = time.monotonic() + STATION_SECONDS
+        head = (
+            f"POST / HTTP/1.1\r\nHost: {self.server}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        sent = False
+        try:
+            with socket.create_connection((self.host, self.port), STATION_SECONDS) as connection:
+                sent = True
+                connection.sendall(head.encode() + body)
+                return _read_answer(connection, deadline)
+        except socket.timeout:
+            why = f"did not answer within {STATION_SECONDS:.0f} s"
+        except (ValueError, http.client.HTTPException):
+            why = "sent something that is no whole HTTP answer"
+        except OSError as error:
+            why = f"is not reachable ({error.strerror or 'no such host'})"
+        raise NoAnswer(f"{self.server} {why}: check its address and port, the cable and the firewall.", sent)
+
+
+class _Received:
+    """Bytes in the place of a socket, for http.client to parse."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return self._file
+
+
+def _read_answer(connection: socket.socket, deadline: float) -> Tuple[int, bytes]:
+    """Read until the answer is whole or the server closes. Raises OSError, ValueError or HTTPException."""
+    data = b""
+    while len(data) <= MAX_ANSWER:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise socket.timeout
+        connection.settimeout(left)
+        chunk = connection.recv(RECEIVE)
+        data += chunk
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(\r|$)", head, re.IGNORECASE)
+        chunked = b"chunked" in head.lower() and body.endswith(b"0\r\n\r\n")
+        whole = chunked or (length and len(body) >= int(length[1]))
+        if not chunk or (end and whole):
+            response = http.client.HTTPResponse(_Received(data))  # type: ignore[arg-type]
+            response.begin()
+            return response.status, response.read()
+    raise ValueError("more than an answer")
+
+
+def _one_line(text: object) -> str:
+    """Show what a server sent: printable, on one line, not endless."""
+    return "".join(c if c.isprintable() else "?" for c in str(text or "")[:200])
+
+
+class LineReport:
+    """What a played line saw: each answer's latency in seconds, refusals by text, devices by certificate."""
+
+    def __init__(self) -> None:
+        self.latencies: List[float] = []
+        self.failures: Dict[str, int] = {}
+        self.devices: Dict[Tuple[str, str], List[str]] = {}
+        self.seconds = 0.0
+
+    def as_json(self) -> Dict[str, Any]:
+        """Rate in answers a second, latencies in milliseconds, and how many certificates two devices got."""
+        ordered = sorted(self.latencies) or [0.0]
+        latency = {
+            f"p{part}": 1000 * ordered[min(len(ordered) * part // 100, len(ordered) - 1)] for part in (50, 90, 99)
+        }
+        return {
+            "answers": len(self.latencies),
+            "failures": self.failures,
+            "seconds": round(self.seconds, 3),
+            "rate": round(len(self.latencies) / max(self.seconds, 1e-9), 1),
+            "latency_ms": {name: round(value, 2) for name, value in {**latency, "max": 1000 * ordered[-1]}.items()},
+            "certificates": len(self.devices),
+            "duplicates": sum(len(devices) > 1 for devices in self.devices.values()),
+        }
+
+
+def play_line(station: Station, product_key: str, prefix: str, count: int, stations: int, report: str) -> LineReport:
+    """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 and so on; `report` as in --report."""
+    result = LineReport()
+    numbers = iter(range(1, count + 1))
+    guard = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with guard:
+                number = next(numbers, None)
+            if number is None:
+                return
+            device_id = f"{prefix}-{number}"
+            began = time.perf_counter()
+            try:
+                answer = station.request(product_key, device_id)
+                took = time.perf_counter() - began
+                if report:
+                    station.report(product_key, device_id, report == "ok")
+            except CertToolError as error:
+                with guard:
+                    result.failures[str(error)] = result.failures.get(str(error), 0) + 1
+            else:
+                with guard:
+                    result.latencies.append(took)
+                    result.devices.setdefault((product_key, answer["DeviceName"]), []).append(device_id)
+
+    threads = [threading.Thread(target=work) for _ in range(min(stations, count))]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+# ======================================================================================================================
+# 14. Command line
 # ======================================================================================================================
 # Exit codes: 0 done, 1 refused or failed, 2 usage. Errors are translated here, once: one line on stderr, no traceback.
 
@@ -2569,6 +2815,8 @@ QUERY_COLUMNS = (
 SECRET_COLUMNS = ("ProductSecret", "DeviceSecret")
 TABLE_LIMIT = 50  # rows of a table on a terminal, unless --limit says otherwise
 MANAGEMENT_SECONDS = 900.0  # for a running server to import what we hand it
+
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -2609,7 +2857,9 @@ class _VersionAction(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="certtool", description="Hand out each device certificate once, and never forget to whom.", allow_abbrev=False
+        prog="certtool",
+        description="Hand out each device certificate once, and never forget to whom.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and which CRC32 runs")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
@@ -2621,12 +2871,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data", metavar="DIR", help="the store (default: certtool-data beside certtool.py)")
         return command
 
+    _add_store_commands(add)
+    _add_asking_commands(add)
+    return parser
+
+
+def _add_store_commands(add: AddCommand) -> None:
+    """Add what runs the store: serve, import, release, void."""
     serve = add("serve", run_serve, "Give certificates to devices and programmers over HTTP.")
     serve.add_argument("port", nargs="?", type=_port, default=DEFAULT_PORT, help="default 8000; 0 takes a free one")
     serve.add_argument("--host", default="0.0.0.0", metavar="ADDR", help="address to listen on (default: all)")
     serve.add_argument("--import", dest="files", action="append", default=[], metavar="FILE", help="import first")
     serve.add_argument("--crc-format", choices=("hex", "int"), default="hex", help="how CRC32 is sent")
-    serve.add_argument("--allow", action="append", default=[], type=_network, metavar="CIDR", help="only these stations")
+    serve.add_argument(
+        "--allow", action="append", default=[], type=_network, metavar="CIDR", help="only these stations"
+    )
     serve.add_argument("--require-device-id", action="store_true", help="refuse requests without a DeviceID")
 
     importing = add("import", run_import, "Add certificates to the store, also beside a running server.")
@@ -2639,16 +2898,6 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--dry-run", action="store_true", help="report as an import would, and change nothing")
     importing.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
-    query = add("query", run_query, "Show what became of certificates.")
-    query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
-    query.add_argument("--device-id", metavar="ID")
-    query.add_argument("--product-key", metavar="K")
-    query.add_argument("--batch", metavar="B")
-    query.add_argument("--status", metavar="S", type=_status, help=", ".join(STATUS_NAMES))
-    query.add_argument("--limit", type=_count, metavar="N", help=f"rows at most (default: {TABLE_LIMIT} on a terminal)")
-    query.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    query.add_argument("--show-secrets", action="store_true", help="add ProductSecret and DeviceSecret")
-
     for name, text in (
         ("release", "Give a certificate back to the pool. Only where no device has it any more."),
         ("void", "Take a certificate out of use, for ever."),
@@ -2660,13 +2909,37 @@ def _parser() -> argparse.ArgumentParser:
         if name == "release":
             operation.add_argument("--force", action="store_true", help="also where it is Written")
 
+
+def _add_asking_commands(add: AddCommand) -> None:
+    """Add what only looks or asks: query, request, crc."""
+    query = add("query", run_query, "Show what became of certificates.")
+    query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
+    query.add_argument("--device-id", metavar="ID")
+    query.add_argument("--product-key", metavar="K")
+    query.add_argument("--batch", metavar="B")
+    query.add_argument("--status", metavar="S", type=_status, help=", ".join(STATUS_NAMES))
+    query.add_argument("--limit", type=_count, metavar="N", help=f"rows at most (default: {TABLE_LIMIT} on a terminal)")
+    query.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    query.add_argument("--show-secrets", action="store_true", help="add ProductSecret and DeviceSecret")
+
+    request = add("request", run_request, "Ask a server for a certificate, as a station does, and check the answer.")
+    request.add_argument("product_key", metavar="PRODUCT_KEY")
+    request.add_argument("device_id", metavar="DEVICE_ID", nargs="?", default="", help="none: the server makes one up")
+    request.add_argument("--server", required=True, type=_server, metavar="HOST[:PORT]", help="default port 8000")
+    request.add_argument("--report", choices=("ok", "failed"), default="", help="then report the burn")
+    request.add_argument("--show-secrets", action="store_true", help="do not mask ProductSecret and DeviceSecret")
+    request.add_argument("--json", action="store_true", help="print one JSON object")
+    request.add_argument(
+        "--count", type=_count, metavar="N", help="play a whole line: takes N certificates of the pool"
+    )
+    request.add_argument("--stations", type=_stations, default=1, metavar="M", help="at a time, with --count")
+
     crc = add("crc", run_crc, "Print the checksum that devices verify.")
     for name in ("pk", "dn", "ds", "ps"):
         crc.add_argument(name, metavar=name.upper())
     crc.add_argument("product_id", metavar="PRODUCT_ID", nargs="?", default="", help="of a Bluetooth product")
     crc.add_argument("--format", choices=("hex", "int"), default="hex")
     crc.add_argument("--quiet", action="store_true", help="print the checksum alone")
-    return parser
 
 
 def _port(text: str) -> int:
@@ -2679,6 +2952,19 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError("a number of rows is 1 or more")
     return int(text)
+
+
+def _stations(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError("a number of stations is from 1 to 1000")
+    return int(text)
+
+
+def _server(text: str) -> Tuple[str, int]:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", text)
+    if not match or int(match[2] or DEFAULT_PORT) > 65535:
+        raise argparse.ArgumentTypeError("a server is HOST or HOST:PORT, such as 192.168.1.10:8000")
+    return match[1].strip("[]"), int(match[2] or DEFAULT_PORT)
 
 
 def _network(text: str) -> str:
@@ -2785,7 +3071,7 @@ def _announce(server: CertServer, store: Store) -> None:
 
 
 def _stop_on_signals(server: CertServer) -> None:
-    def stop(number: int, frame: Any) -> None:
+    def stop(_number: int, _frame: Any) -> None:
         server.stopping = True
 
     signal.signal(signal.SIGINT, stop)
@@ -2955,6 +3241,53 @@ def _who() -> str:
         return "unknown"
 
 
+# -- request -----------------------------------------------------------------------------------------------------------
+
+
+def run_request(options: argparse.Namespace) -> int:
+    """Be a station, or many of them."""
+    wrong = "" if _KEY.fullmatch(options.product_key) else "PRODUCT_KEY"
+    if not _DEVICE_ID.fullmatch(options.device_id.strip()):
+        wrong = "DEVICE_ID"
+    if wrong:
+        raise UsageError(f"{wrong} is not 1-{FIELD_LENGTH} printable ASCII characters.")
+    station = Station(*options.server)
+    return _play(options, station) if options.count else _request_one(options, station)
+
+
+def _request_one(options: argparse.Namespace, station: Station) -> int:
+    answer = station.request(options.product_key, options.device_id.strip())
+    if options.report:
+        station.report(options.product_key, str(answer.get("DeviceID")), options.report == "ok")
+    if not options.show_secrets:
+        answer.update({name: "********" for name in SECRET_COLUMNS if answer.get(name)})
+    if options.json:
+        print(json.dumps({**answer, "Reported": options.report or None}))
+        return 0
+    for name in (*COLUMNS, "CRC32"):
+        print(f"{name + ':':<15}{_one_line(answer.get(name))}")
+    print("The CRC32 is right." + (f" The burn is reported: {options.report}." if options.report else ""))
+    return 0
+
+
+def _play(options: argparse.Namespace, station: Station) -> int:
+    prefix = options.device_id.strip() or "line-" + secrets.token_hex(4)
+    played = play_line(station, options.product_key, prefix, options.count, options.stations, options.report)
+    report = played.as_json()
+    if options.json:
+        print(json.dumps(report))
+    else:
+        latency = ", ".join(f"{name} {value:.1f}" for name, value in report["latency_ms"].items())
+        print(f"{report['answers']:,} answers in {report['seconds']:.1f} s: {report['rate']:,.0f} a second.")
+        print(f"Latency in ms: {latency}.")
+        print(f"{report['certificates']:,} different certificates, {report['duplicates']:,} given to two devices.")
+        for failure, times in report["failures"].items():
+            print(f"{times:,} times: {failure}")
+    if report["duplicates"] or report["failures"]:
+        return _fail("The line did not run clean: see above.", 1)
+    return 0
+
+
 # -- query and crc -----------------------------------------------------------------------------------------------------
 
 
@@ -2966,9 +3299,9 @@ def run_query(options: argparse.Namespace) -> int:
     if limit is None and options.format == "table" and sys.stdout.isatty():
         limit = TABLE_LIMIT
     with contextlib.closing(store):
-        rows = itertools.islice(_query(options, store, state), None if limit is None else limit + 1)
-        first = next(rows, None)
-        rows = itertools.chain([] if first is None else [first], rows)
+        found = itertools.islice(_query(options, store, state), None if limit is None else limit + 1)
+        first = next(found, None)
+        rows = itertools.chain([] if first is None else [first], found)
         if options.format == "table":
             _print_table(columns, list(rows), limit)
         else:
@@ -3036,7 +3369,7 @@ def _print_table(columns: Sequence[str], rows: List[Tuple[str, ...]], limit: Opt
     """Draw a table, with tabulate where it is installed; both have the same content."""
     shown = [row[: len(columns)] for row in rows[:limit]]
     try:
-        from tabulate import tabulate
+        from tabulate import tabulate  # noqa: PLC0415 - only where it is there
     except ImportError:
         widths = [max(map(len, column)) for column in zip(columns, *shown)]
         for cells in (columns, ["-" * width for width in widths], *shown):

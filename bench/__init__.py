@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench.serve`, `python -m bench.scale`, `python -m bench.crc`."""
