@@ -8,7 +8,7 @@
 // ip        'HOST', 'HOST:PORT' or '[IPv6]:PORT'; the port is 8000 unless given
 // id        the device's own id; null asks for a new identity, whose reply holds a DeviceID that the server made up
 // callback  callback(text, error), called once. Done: text is the reply, error is null. Failed: text is
-//           {"Status": CODE, "Message": "..."}, so that a handler that only parses it does not throw; error says the same
+//           {"Status": CODE, "Message": "..."}, so that a handler that only parses it does not throw; error says it too
 // options   { timeout, retries, delay } in milliseconds; see DEFAULTS
 //
 // Both also return a promise of the text. A program with a callback may ignore it: its rejection is never "unhandled".
@@ -203,7 +203,7 @@ function checkCertificate(fields) {
       throw badReply(`The reply has no valid ${name}.`);
     }
   }
-  const names = ['ProductKey', 'DeviceName', 'DeviceSecret', 'ProductSecret', 'ProductID']; // not the order of the reply
+  const names = ['ProductKey', 'DeviceName', 'DeviceSecret', 'ProductSecret', 'ProductID'];
   const payload = names.map((name) => fields[name]).join('');
   if (wireChecksum(fields.CRC32) !== crc32(Buffer.from(payload, 'utf8'))) {
     throw new CertError('WrongCRC32', 'The checksum of the reply does not fit: do not burn it.', true, true);
