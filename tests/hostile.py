@@ -65,14 +65,15 @@ def chunked(body: bytes) -> bytes:
 
 
 class Hostile(socketserver.ThreadingTCPServer):
-    """One kind on a free port of 127.0.0.1, and `elsewhere`, a port that no client may follow a redirect to."""
+    """One kind on a free port, and `elsewhere`, a port that no client may follow a redirect to."""
 
     allow_reuse_address = False
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, kind: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Connection)
+    def __init__(self, kind: str, host: str) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, 0), _Connection)
         _, _, self.script, self.reads = _TABLE[kind]
         self.port: int = self.server_address[1]
         self.elsewhere = self.port
@@ -438,9 +439,9 @@ VERDICT: Dict[str, str] = {name: verdict for name, (_, verdict, _, _) in _TABLE.
 
 
 @contextlib.contextmanager
-def serve(kind: str) -> Iterator[Hostile]:
+def serve(kind: str, host: str = "127.0.0.1") -> Iterator[Hostile]:
     """Serve one kind while the block runs; `requests`, `heads` and `connections` stay readable after it."""
-    with Hostile(kind) as server, Hostile("plain") as elsewhere:
+    with Hostile(kind, host) as server, Hostile("plain", "127.0.0.1") as elsewhere:
         server.elsewhere = elsewhere.port
         for each in (server, elsewhere):
             threading.Thread(target=each.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -27,8 +27,8 @@ def test_the_checksum_of_a_payload_is_the_one_that_devices_compute(vector: Vecto
     fields = [vector[name] for name in ("pk", "dn", "ds", "ps", "product_id")]
     assert zlib.crc32("".join(fields).encode()) == vector["crc32_int"] == int(vector["crc32"], 16)
     arguments = fields if fields[4] else fields[:4]
-    assert certtool("crc", *arguments, "--quiet").stdout.split() == [vector["crc32"]]
-    assert certtool("crc", *arguments, "--quiet", "--format", "int").stdout.split() == [str(vector["crc32_int"])]
+    assert certtool("crc", "--quiet", "--", *arguments).stdout.split() == [vector["crc32"]]
+    assert certtool("crc", "--quiet", "--format", "int", "--", *arguments).stdout.split() == [str(vector["crc32_int"])]
 
 
 def test_every_good_request_is_served_and_every_bad_one_refused_and_not_recorded(
@@ -57,7 +57,7 @@ def test_a_request_is_not_echoed_into_its_refusal(server: StartServer) -> None:
             assert "a1SampleWf0" not in json.dumps(reply), vector["name"]
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["kept running", "killed before every step"])
+@pytest.mark.parametrize("killed", [False, True], ids=["kept running", "killed before every report"])
 @pytest.mark.parametrize("script", load("states.json"), ids=names)
 def test_every_row_of_the_state_table(
     script: Vector, killed: bool, store: Path, server: StartServer, certtool: RunCerttool

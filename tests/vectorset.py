@@ -43,7 +43,7 @@ Ask = Callable[[Server, str, Optional[str], int], Answer]
 
 
 class Play:
-    """Plays one script with a client. With `killed`, the server is killed and started anew before every step."""
+    """Plays one script with a client. With `killed`, the server is killed and started anew before every report."""
 
     def __init__(
         self, script: Vector, ask: Ask, killed: bool, store: Path, start: StartServer, run: RunCerttool
@@ -61,7 +61,7 @@ class Play:
         run("import", identities, "--data", store)
         self.server: Server = start(*self.options)
         for number, step in enumerate(script["steps"]):
-            if killed:
+            if killed and step["do"] == "report":
                 self.server.kill()
                 self.server = start(*self.options)
             try:

@@ -2,13 +2,13 @@
 
 // A station's side of the exchange with the certificate server. No dependencies, Node 12 and newer.
 //
-//   req_dev_cert(ip, pk, id, callback, options)                       asks for a certificate (Action 0)
-//   send_burn_result_by_did(ip, pk, id, result, callback, options)    reports the burn (Action 1, or 2 where result is false)
+//   req_dev_cert(ip, pk, id, callback, options)                     asks for a certificate (Action 0)
+//   send_burn_result_by_did(ip, pk, id, result, callback, options)  reports a burn (Action 1; 2 where result is false)
 //
 // ip        'HOST', 'HOST:PORT' or '[IPv6]:PORT'; the port is 8000 unless given
 // id        the device's own id; null asks for a new identity, whose reply holds a DeviceID that the server made up
 // callback  callback(text, error), called once. Done: text is the reply, error is null. Failed: text is
-//           {"Status": CODE, "Message": "..."}, so that a handler that only parses it does not throw, and error says the same
+//           {"Status": CODE, "Message": "..."}, so that a handler that only parses it does not throw; error says it too
 // options   { timeout, retries, delay } in milliseconds; see DEFAULTS
 //
 // Both also return a promise of the text. A program with a callback may ignore it: its rejection is never "unhandled".
@@ -27,21 +27,22 @@ const DEFAULTS = {
   delay: 500, // before the second attempt; doubled before each further one
 };
 
+// `again`: another attempt may help. `spent`: this one may have taken a certificate, so without an id it is the last.
 class CertError extends Error {
-  constructor(code, message, again) {
+  constructor(code, message, again, spent) {
     super(message);
     this.name = 'CertError';
     this.code = code;
-    Object.defineProperty(this, 'again', { value: again }); // whether another attempt may help
+    Object.defineProperties(this, { again: { value: again }, spent: { value: spent } });
   }
 }
 
 function badRequest(message) {
-  return new CertError('BadRequest', message, false);
+  return new CertError('BadRequest', message, false, false);
 }
 
 function badReply(message) {
-  return new CertError('BadReply', message, true);
+  return new CertError('BadReply', message, true, true);
 }
 
 // The IEEE CRC32, a bit a step: reflected polynomial EDB88320, init and xor-out FFFFFFFF.
@@ -76,7 +77,8 @@ function parseServer(ip) {
   return { host: parts[1] || parts[2], port };
 }
 
-// One attempt. A request without a DeviceID that may have arrived is waited for to the end instead of repeated.
+// One attempt. `share` and `rest` are the milliseconds for it and for the whole call: what cannot be repeated once it
+// was sent is waited for to the end instead.
 function post(server, body, share, rest, repeatable) {
   return new Promise((resolve, reject) => {
     let connected = false;
@@ -93,7 +95,7 @@ function post(server, body, share, rest, repeatable) {
 
     function fail(code, message) {
       clearTimeout(timer);
-      reject(new CertError(code, message, repeatable || !connected));
+      reject(new CertError(code, message, true, connected));
       request.destroy();
     }
     function late() {
@@ -155,12 +157,13 @@ function readReply(reply) {
   try {
     fields = JSON.parse(text);
   } catch (error) {
-    fields = null;
+    // told below, with all else that is no object
   }
   const isObject = typeof fields === 'object' && fields !== null && !Array.isArray(fields);
   if (!isObject || !Buffer.from(text, 'utf8').equals(reply.bytes)) {
     const final = reply.http >= 300 && reply.http < 500;
-    throw new CertError('BadReply', `HTTP status ${reply.http} and no JSON object: is this the certificate server?`, !final);
+    const message = `HTTP status ${reply.http} and no JSON object: is this the certificate server?`;
+    throw new CertError('BadReply', message, !final, true);
   }
   if (reply.http === 200 && fields.Status === 'OK') {
     return { text, fields };
@@ -169,7 +172,9 @@ function readReply(reply) {
     throw badReply(`The reply has HTTP status ${reply.http} and no Status that fits.`);
   }
   const message = typeof fields.Message === 'string' ? fields.Message : `The server refused: ${fields.Status}.`;
-  throw new CertError(fields.Status, message, reply.http >= 500 || reply.http === 408);
+  // Only StoreUnavailable says that nothing was given out.
+  const again = reply.http >= 500 || reply.http === 408;
+  throw new CertError(fields.Status, message, again, fields.Status !== 'StoreUnavailable');
 }
 
 // The reply must be about what was asked; a server that has no DeviceID in its replies is believed.
@@ -198,9 +203,10 @@ function checkCertificate(fields) {
       throw badReply(`The reply has no valid ${name}.`);
     }
   }
-  const payload = fields.ProductKey + fields.DeviceName + fields.DeviceSecret + fields.ProductSecret + (fields.ProductID || '');
+  const names = ['ProductKey', 'DeviceName', 'DeviceSecret', 'ProductSecret', 'ProductID'];
+  const payload = names.map((name) => fields[name]).join('');
   if (wireChecksum(fields.CRC32) !== crc32(Buffer.from(payload, 'utf8'))) {
-    throw new CertError('WrongCRC32', 'The checksum of the reply does not fit: do not burn it.', true);
+    throw new CertError('WrongCRC32', 'The checksum of the reply does not fit: do not burn it.', true, true);
   }
 }
 
@@ -224,21 +230,16 @@ async function exchange(ip, pk, id, action, options) {
     try {
       const rest = Math.max(1, end - process.uptime() * 1000);
       const share = Math.max(1, Math.min(rest, timeout / (retries + 1)));
-      const reply = await post(server, body, share, rest, device !== '');
-      try {
-        const { text, fields } = readReply(reply);
-        checkIdentity(fields, pk, device);
-        if (action === 0) {
-          checkCertificate(fields);
-        }
-        return text;
-      } catch (error) {
-        // Without a DeviceID the certificate of a bad reply is spent; only StoreUnavailable says that none was given out.
-        throw new CertError(error.code, error.message, error.again && (device !== '' || error.code === 'StoreUnavailable'));
+      const { text, fields } = readReply(await post(server, body, share, rest, device !== ''));
+      checkIdentity(fields, pk, device);
+      if (action === 0) {
+        checkCertificate(fields);
       }
+      return text;
     } catch (error) {
       const wait = delay * Math.pow(2, attempt);
-      if (!error.again || attempt >= retries || process.uptime() * 1000 + wait >= end) {
+      const safe = device !== '' || !error.spent;
+      if (!error.again || !safe || attempt >= retries || process.uptime() * 1000 + wait >= end) {
         throw error;
       }
       await pause(wait);

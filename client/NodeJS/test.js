@@ -1,5 +1,5 @@
 // Checks the link to the certificate server: node test.js [ip[:port]] [ProductKey]
-// It asks once without and once with a DeviceID and reports both as burnt, so the first takes a fresh certificate each time.
+// It asks once without a DeviceID, which takes a fresh certificate each time, and once with one, and reports both burnt.
 
 var devReq = require('./devReqCert');
 
