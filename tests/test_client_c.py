@@ -295,6 +295,7 @@ def test_a_request_that_cannot_be_repeated_is_waited_for_until_the_time_limit(bu
         ("another device", MISMATCH),
         ("another product", MISMATCH),
         ("huge body", BUFFER),
+        ("Content-Length beyond 64 bits", HTTP),
         ("huge header", HTTP),
         ("endless headers", HTTP),
         ("cut body", NETWORK),
