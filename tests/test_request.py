@@ -37,9 +37,8 @@ def ask(server: Server, product_key: str, device_id: Optional[str], action: int)
             return Answer("OK", {"ProductKey": product_key, "DeviceID": device_id})
         return Answer("OK", station.request(product_key, device_id or ""))
     except product.ServerRefused as refusal:
-        found = re.search(r"refused: (\d+) (\w+)", str(refusal))
-        assert found, refusal
-        return Answer(found[2], {}, int(found[1]))
+        http, status = re.findall(r"refused: (\d+) (\w+)", str(refusal))[0]
+        return Answer(status, {}, int(http))
 
 
 def patient(monkeypatch: pytest.MonkeyPatch, seconds: float, attempts: int) -> None:
