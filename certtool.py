@@ -2839,10 +2839,12 @@ class Station:
         """Return the answer's object, its checksum verified. Raises NoAnswer or ServerRefused."""
         answer = self._ask({"ProductKey": product_key, "DeviceID": device_id or None, "Action": REQUEST})
         fields = [answer.get(name, "") for name in COLUMNS[:5]]
-        if not all(isinstance(field, str) for field in fields) or not all(fields[:3]):
-            raise NoAnswer(f"The answer of {self.server} is no certificate: is that a certtool?", True)
+        for column, field in zip(COLUMNS, fields):
+            if not isinstance(field, str) or check_field(column, field):
+                raise NoAnswer(f"The {column} from {self.server} is none: is that a certtool?", True)
         checksum = crc32("".join(fields).encode("utf-8", "replace"))
-        if answer.get("CRC32") not in (checksum, f"{checksum:08X}", f"{checksum:08x}"):
+        told = answer.get("CRC32")
+        if (told.upper() if isinstance(told, str) else told) not in (checksum, f"{checksum:08X}"):
             raise NoAnswer(f"The CRC32 of the certificate from {self.server} is wrong: do not burn it.", True)
         return answer
 
@@ -2855,24 +2857,32 @@ class Station:
         for attempt in range(1, STATION_ATTEMPTS + 1):
             try:
                 status, body = self._exchange(json.dumps(message).encode())
-                return self._answer(status, body)
+                return self._answer(status, body, message)
             except NoAnswer as error:
                 if attempt == STATION_ATTEMPTS or (error.sent and not message["DeviceID"]):
                     raise
                 time.sleep(STATION_PAUSE)
         raise AssertionError  # the loop returns or raises
 
-    def _answer(self, status: int, body: bytes) -> Dict[str, Any]:
+    def _answer(self, status: int, body: bytes, message: Mapping[str, Any]) -> Dict[str, Any]:
         try:
             answer = parse_object(body)
         except BadRequest:
             raise NoAnswer(f"{self.server} answered {status} without JSON: is that a certtool?", True) from None
         if status == 200 and answer.get("Status") == "OK":
+            self._check_addressee(answer, message)
             return answer
         if status == 503:
             raise NoAnswer(f"{self.server} could not record it: {_one_line(answer.get('Message'))}", True)
         said = _one_line(answer.get("Message")) or "without a reason"
         raise ServerRefused(f"{self.server} refused: {status} {_one_line(answer.get('Status'))}: {said}")
+
+    def _check_addressee(self, answer: Mapping[str, Any], message: Mapping[str, Any]) -> None:
+        """Refuse an answer for another product or device than asked for."""
+        asked, told = message["DeviceID"], answer.get("DeviceID", "")  # the vendor's server may tell none
+        wrong = not isinstance(told, str) or not _DEVICE_ID.fullmatch(told) or (asked and told not in ("", asked))
+        if wrong or answer.get("ProductKey") != message["ProductKey"]:
+            raise NoAnswer(f"{self.server} answered for another product or device: do not burn it.", True)
 
     def _exchange(self, body: bytes) -> Tuple[int, bytes]:
         """Send one request, return HTTP status and body."""
@@ -2889,7 +2899,7 @@ class Station:
                 return _read_answer(connection, deadline)
         except socket.timeout:
             why = f"did not answer within {STATION_SECONDS:.0f} s"
-        except (ValueError, http.client.HTTPException):
+        except (ValueError, OverflowError, http.client.HTTPException):
             why = "sent something that is no whole HTTP answer"
         except OSError as error:
             why = f"is not reachable ({error.strerror or 'no such host'})"
@@ -3171,7 +3181,7 @@ def _stations(text: str) -> int:
 
 def _server(text: str) -> Tuple[str, int]:
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", text)
-    if not match or int(match[2] or DEFAULT_PORT) > 65535:
+    if not match or not 1 <= int(match[2] or DEFAULT_PORT) <= 65535:
         raise argparse.ArgumentTypeError("a server is HOST or HOST:PORT, such as 192.168.1.10:8000")
     return match[1].strip("[]"), int(match[2] or DEFAULT_PORT)
 
