@@ -13,13 +13,13 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 import pytest
 
 import certtool as program
 from tests import identities
-from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, child_env
+from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, child_env, no_traceback
 
 WIFI, BLUETOOTH = "a1SampleWf0", "a1SampleBt0"
 COLUMNS = ["DeviceName", "ProductKey", "ProductID", "Batch", "Status", "DeviceID", "Station"]
@@ -542,6 +542,36 @@ def test_a_reader_that_had_enough_ends_the_query_quietly(
         querying.stdout.close()
         assert querying.stderr.read() == b""
     assert querying.returncode in (0, 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device here that is always full")
+def test_output_that_cannot_be_written_is_an_error(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    command = many_rows(certtool, store, tmp_path)
+    for arguments in (command, [*command, "--limit", "1"]):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            done = subprocess.run(
+                arguments, stdout=full, stderr=subprocess.PIPE, env=child_env(), encoding="utf-8", check=False
+            )
+        no_traceback(done.stderr)
+        assert done.returncode == 1
+        assert "No space left on device" in sentence(done.stderr)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes a stream")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_does_not_change_how_a_command_ends(closed: str, certtool: RunCerttool, store: Path) -> None:
+    def run(*arguments: Any) -> int:
+        command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, str(CERTTOOL), *map(str, arguments)]
+        done = subprocess.run([*command, "--data", str(store)], env=child_env(), capture_output=True, check=False)
+        assert b"Traceback" not in done.stderr
+        assert b"report" not in done.stderr
+        return done.returncode
+
+    assert run("import", SAMPLE) == 0
+    assert run("query") == 0
+    assert run("query", "nobody") == 1
+    assert run("query", "--limit", "0") == 2
+    assert len(listed(certtool, store)) == 20
 
 
 def test_a_defect_is_told_in_a_sentence_without_its_message(

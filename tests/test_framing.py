@@ -6,6 +6,7 @@ import contextlib
 import errno
 import socket
 import struct
+import sys
 from pathlib import Path
 from typing import Callable, Iterator, Optional, Tuple
 
@@ -15,7 +16,7 @@ import certtool
 from certtool import CertRequestHandler
 from tests import identities
 from tests.inside import PATIENCE, Inside
-from tests.support import Server, raw
+from tests.support import SAMPLE, Server, StartServer, raw
 from tests.wire import ask, post, replies, split
 
 BODY = b'{"ProductKey": "a1MadeUpPk0", "DeviceID": "burned?", "Action": 0}'
@@ -256,6 +257,39 @@ def deaf(request: pytest.FixtureRequest, inside: Callable[..., Inside]) -> Itera
         yield server, client, handler
 
 
+@pytest.mark.parametrize("half_closed", [False, True])
+@pytest.mark.parametrize(("deaf", "count"), [(440, 440), (1200, 1200)], indirect=["deaf"])
+def test_a_client_that_reads_late_gets_every_reply(half_closed: bool, count: int, deaf: Deaf) -> None:
+    server, client, _ = deaf
+    if half_closed:
+        client.shutdown(socket.SHUT_WR)
+    received = more = server.receive(client, 1)
+    while more and (received.count(b"HTTP/1.1 ") < count or not received.endswith(b"}")):
+        more = server.receive(client, 1)
+        received += more
+    assert [status for status, _ in replies(received)] == [200] * count
+
+
+@pytest.mark.parametrize("deaf", [1200], indirect=True)
+def test_a_client_that_reads_late_costs_little_memory(deaf: Deaf) -> None:
+    server, client, handler = deaf
+    read = 0
+    while read < 300_000:
+        assert len(handler.unsent) < 2 * certtool.MAX_UNSENT
+        assert len(handler.buffer) < certtool.RECEIVE + 1000
+        server.turn(1)
+        with contextlib.suppress(BlockingIOError):
+            read += len(client.recv(2048))
+
+
+@pytest.mark.parametrize("deaf", [440], indirect=True)
+def test_a_client_that_never_reads_is_let_go(deaf: Deaf) -> None:
+    server, _, _ = deaf
+    server.later(certtool.REPLY_SECONDS + 1)
+    assert not server.server.connections
+    assert server.say(ask("another"))[0] == 410
+
+
 def test_a_client_that_has_said_all_gets_its_reply(line: Server) -> None:
     [(status, _)] = replies(raw(line.port, ask("half closed"), shutdown=True))
     assert status == 200
@@ -301,6 +335,20 @@ def test_a_connection_that_says_nothing_is_closed(inside: Callable[..., Inside])
         assert server.receive(once) == b""
 
 
+def test_an_empty_line_behind_a_request_is_not_a_request(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    with server.connect(ask("old client") + b"\r\n") as client:
+        assert server.answer(client)[0] == 200
+        server.later(certtool.REQUEST_SECONDS + 1)
+        client.send(ask("old client"))
+        assert server.answer(client)[0] == 200
+
+
+def test_empty_lines_before_a_request_are_skipped(line: Server) -> None:
+    [(status, _)] = replies(raw(line.port, b"\r\n\r\n" + ask("two empty lines"), shutdown=True))
+    assert status == 200
+
+
 # -- many and broken connections ---------------------------------------------------------------------------------------
 
 
@@ -332,6 +380,20 @@ def test_a_server_full_of_half_requests_still_serves_a_new_client(
             server.turn()
         assert len(server.server.connections) == 3
         assert server.say(ask("real"))[0] == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_more_clients_than_the_system_allows_files_do_not_stop_the_line(server: StartServer) -> None:
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); del sys.argv[0]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    running = server("--import", SAMPLE, python=(sys.executable, "-c", limited))
+    with contextlib.ExitStack() as crowd:
+        for _ in range(100):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", running.port), PATIENCE))
+        status, reply = running.request("a1SampleWf0", "in a crowd")
+        assert (status, reply["Status"]) == (200, "OK")
 
 
 def test_without_room_and_without_a_connection_to_close_the_operator_is_told(inside: Callable[..., Inside]) -> None:

@@ -26,7 +26,7 @@ from tests.identities import PRODUCT
 from tests.inside import PATIENCE, Inside
 from tests.stations import Stations
 from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, StartServer, child_env, no_traceback, raw
-from tests.wire import Reply, ask, post, replies
+from tests.wire import Reply, ask, has_ipv6, post, replies
 
 WIFI = "a1SampleWf0"
 
@@ -238,6 +238,17 @@ def test_a_server_on_one_address_of_the_lan_is_reached_by_the_commands_of_its_pc
     with socket.create_connection((lan, running.port), PATIENCE) as client:
         client.sendall(ask("MAC-1", "Connection: close", product=WIFI))
         assert b"200 OK" in client.recv(1000)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost", "::"])
+def test_a_server_on_any_address_of_this_pc_is_reached_by_its_commands(
+    host: str, server: StartServer, store: Path, certtool: RunCerttool
+) -> None:
+    if ":" in host and not has_ipv6():
+        pytest.skip("this PC has no IPv6")
+    running = server("--host", host)
+    certtool("import", SAMPLE, "--data", store)
+    running.wait_for("Imported 20 of 20 rows")
 
 
 @pytest.fixture
@@ -697,6 +708,32 @@ def test_a_screen_that_takes_no_output_holds_up_no_request_and_no_end(unread: Un
                 assert status == 200
             time.sleep(max(0, 0.3 - (time.monotonic() - began)))
         assert unread.stop() == 0
+
+
+def test_a_screen_that_is_gone_holds_up_no_request_and_no_end(unread: Unread) -> None:
+    unread.stdout.close()
+    for _ in range(3):
+        [(status, _)] = replies(raw(unread.port, ask("MAC-1", product=WIFI), shutdown=True))
+        assert status == 200
+        time.sleep(0.4)
+    assert unread.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes a stream")
+def test_a_server_without_any_screen_serves(store: Path) -> None:
+    command = [sys.executable, str(CERTTOOL), "serve", "0", "--host", "127.0.0.1", "--data", str(store)]
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *command, "--import", str(SAMPLE)]
+    with subprocess.Popen(shell, stderr=subprocess.PIPE, env=child_env(), encoding="utf-8") as running:
+        until(lambda: (store / "lock").exists() and b"port" in (store / "lock").read_bytes(), "it is ready")
+        port = json.loads((store / "lock").read_bytes())["port"]
+        [(status, _)] = replies(raw(port, ask("MAC-1", product=WIFI), shutdown=True))
+        assert status == 200
+        time.sleep(0.5)
+        running.send_signal(signal.SIGTERM)
+        assert running.stderr
+        errors = running.stderr.read()
+    no_traceback(errors)
+    assert (running.returncode, len(errors.splitlines())) == (0, 1), "a new store was made, and nothing else is told"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
