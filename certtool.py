@@ -330,10 +330,14 @@ def _load_crc32(path: str) -> _Crc32:
         return update(value, bytes(data), len(data))
 
     def many(payloads: Sequence[bytes]) -> List[int]:
-        offsets = array("Q", itertools.accumulate(map(len, payloads), initial=0))
-        checksums = array("I", bytes(4 * len(payloads)))
-        batch(b"".join(payloads), view("uint64_t[]", offsets), len(payloads), view("uint32_t[]", checksums))
-        return checksums.tolist()
+        checksums: List[int] = []
+        for start in range(0, len(payloads), 4000):  # what a processor's cache holds
+            part = payloads[start : start + 4000]
+            offsets = array("Q", itertools.accumulate(map(len, part), initial=0))
+            found = array("I", bytes(4 * len(part)))
+            batch(b"".join(part), view("uint64_t[]", offsets), len(part), view("uint32_t[]", found))
+            checksums.extend(found)
+        return checksums
 
     # Each entry of each table once, each length of a tail, and one that is long enough to be folded.
     sample = bytes(range(251)) * 26
@@ -382,7 +386,7 @@ def crc32(data: bytes, value: int = 0) -> int:
 
 
 def crc32_many(payloads: Sequence[bytes]) -> List[int]:
-    """Return the CRC32 of each payload, in order: one call of the extension for all."""
+    """Return the CRC32 of each payload, in order: one call of the extension for thousands."""
     return _CRC32.many(payloads)
 
 
@@ -495,18 +499,20 @@ class Record(NamedTuple):
 
 
 class Undo(NamedTuple):
-    """What `State.restore` needs: how the certificate was, and where the pool's cursor stood, before an event."""
+    """What `State.restore` needs: how the certificate and the pool's cursor were before an event, and which numbers
+    left the head of `Product.returned` with it."""
 
     product: Product
     number: int
     record: Record
     cursor: int
+    gone: Sequence[int]
 
 
 class Product:
     """The certificates of one ProductKey: by name, by the DeviceID that holds or is promised them, and free ones."""
 
-    __slots__ = ("counts", "cursor", "devices", "key", "names", "pool", "returned")
+    __slots__ = ("bound", "counts", "cursor", "devices", "key", "names", "pool", "returned")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -516,6 +522,12 @@ class Product:
         self.cursor = 0  # what stands before it in the pool is not free, except what `returned` has
         self.returned: Deque[int] = deque()  # released ones, given out last
         self.counts = [0] * len(STATUS_NAMES)
+        self.bound = 0  # Unallocated ones that wait for the device they are bound to
+
+    @property
+    def free(self) -> int:
+        """Certificates that any device may get."""
+        return self.counts[UNALLOCATED] - self.bound
 
     @property
     def total(self) -> int:
@@ -551,6 +563,7 @@ class Staged:
         for number, device_id in zip(numbers, device_ids):
             if device_id:
                 product.devices[device_id] = number
+                product.bound += 1
             else:
                 product.pool.append(number)
 
@@ -641,24 +654,19 @@ class State:
             return None
         product = self.products[event.product_key]
         number = product.names[event.device_name]
-        undo = Undo(product, number, self.record(number), product.cursor)
-        self._set(product, number, EFFECTS[event.kind](undo.record, event))
-        return undo
+        record, cursor = self.record(number), product.cursor
+        gone = self._set(product, number, EFFECTS[event.kind](record, event))
+        return Undo(product, number, record, cursor, gone)
 
     def restore(self, undo: Undo) -> None:
         """Take back the latest event: the certificate, its device, and its place among the free ones are as before."""
-        product, number, record, cursor = undo
-        now_free = self._status[number] == UNALLOCATED
-        self._set(product, number, record)
-        if record.status == UNALLOCATED and not record.device_id:
+        product, number, record, cursor, gone = undo
+        released = self._status[number] == UNALLOCATED
+        at_head = bool(self._set(product, number, record))
+        product.cursor = cursor
+        if (released and not at_head) or (record.status == UNALLOCATED and not record.device_id):
             product.returned.pop()
-            place = bisect.bisect_left(product.pool, number, cursor)
-            if number in product.pool[place : place + 1]:
-                product.cursor = cursor
-            elif number not in product.returned:
-                product.returned.appendleft(number)
-        elif now_free and product.returned and product.returned[-1] == number:
-            product.returned.pop()
+        product.returned.extendleft(reversed(gone))
 
     def _next_free(self, product: Product) -> int:
         if product.cursor < len(product.pool):
@@ -667,8 +675,11 @@ class State:
             return product.returned[0]
         raise PoolExhausted("No certificate of this product is left: import more.")
 
-    def _set(self, product: Product, number: int, record: Record) -> None:
-        """The one place that changes a certificate; it keeps device map, counts and pool true."""
+    def _set(self, product: Product, number: int, record: Record) -> Sequence[int]:
+        """The one place that changes a certificate; it keeps device map, counts and pool true.
+
+        Returns the numbers that left the head of `returned`, because they are no longer free.
+        """
         self._grow(number)
         status, device_id, station, allocated_at, written_at, rerequests = record
         old_status, old_device = self._status[number], self._device[number]
@@ -688,14 +699,17 @@ class State:
             self._rerequests.pop(number, None)
         product.counts[old_status] -= 1
         product.counts[status] += 1
+        product.bound += (status == UNALLOCATED and device_id != "") - (old_status == UNALLOCATED and old_device != "")
         if status == UNALLOCATED and not device_id:
             product.returned.append(number)
         pool, cursor = product.pool, product.cursor
         while cursor < len(pool) and self._status[pool[cursor]] != UNALLOCATED:
             cursor += 1
         product.cursor = cursor
+        gone: List[int] = []
         while product.returned and self._status[product.returned[0]] != UNALLOCATED:
-            product.returned.popleft()
+            gone.append(product.returned.popleft())
+        return gone
 
     def _adopt(self, staged: Staged, detail: Mapping[str, Any]) -> None:
         if detail.get("source"):
@@ -711,6 +725,7 @@ class State:
                 product.names.update(new.names)
                 product.devices.update(new.devices)
                 product.pool.extend(new.pool)
+                product.bound += new.bound
                 product.counts[UNALLOCATED] += new.counts[UNALLOCATED]
             for device_id, number in new.devices.items():
                 self._grow(number)
@@ -751,7 +766,7 @@ SEPARATORS = ",;\t"
 
 _PRINTABLE = re.compile(rf"[!-~]{{1,{FIELD_LENGTH}}}")
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9\-_@.:]{4,32}")
-_MANGLED = re.compile(r"\d(\.\d+)?E[+-]\d{2,}|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)")
+_MANGLED = re.compile(r"-?\d([.,]\d+)?E[+-]\d{2,}|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)")
 _LINE_END = "\r\n"
 
 
@@ -882,22 +897,17 @@ class IdentityFile:
 
 
 def _sniff_encoding(data: bytes) -> str:
-    if data[:2] == b"PK" or data[:4] == b"\xd0\xcf\x11\xe0":
+    if data[:4] == b"PK\x03\x04" or data[:4] == b"\xd0\xcf\x11\xe0":
         raise BadFile("This is a spreadsheet, not a CSV file: save it as CSV and import that.")
-    place, utf16 = 0, data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    lines, utf16 = 0, data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     for encoding in ["utf-16"] if utf16 else ["utf-8-sig", "gb18030"]:
         try:
             data.decode(encoding)
             return encoding
         except UnicodeDecodeError as error:
-            place = max(place, error.start)
-    raise BadFile(
-        "The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", _line_at(data, place)
-    )
-
-
-def _line_at(data: bytes, place: int) -> int:
-    return data.count(b"\n", 0, place) + 1
+            before = data[: error.start].decode(encoding, "ignore")
+            lines = max(lines, len(re.findall("\r\n?|\n", before)))
+    raise BadFile("The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", lines + 1)
 
 
 def _sniff_separator(header: str) -> Tuple[str, List[str]]:
@@ -938,6 +948,8 @@ FORMAT_VERSION = 1
 JOURNAL_HEADER = b"Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,Digest\n"
 JOURNAL_WIDTH = 9
 DIGEST_LENGTH = 16
+
+csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
 
 _PLAIN = re.compile(r"[^=+\-@'\",\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
 _SPECIAL = re.compile(r"[\"']|[\n,][=+\-@]")  # of lines of printable cells: a cell that does not, but for commas
@@ -1047,17 +1059,10 @@ class JournalReader:
             raise self._damage("was changed, or a line before it is missing")
         try:
             seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
-            event = Event(
-                kind,
-                parse_time(moment),
-                product_key,
-                device_name,
-                device_id,
-                station,
-                json.loads(detail) if detail else {},
-            )
-            if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0):
-                raise ValueError("out of order")
+            facts = json.loads(detail) if detail else {}
+            event = Event(kind, parse_time(moment), product_key, device_name, device_id, station, facts)
+            if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0) or not isinstance(facts, dict):
+                raise ValueError("out of order, or its detail is no object")
         except (ValueError, csv.Error, StopIteration):
             raise self._damage("is not an event") from None
         if kind not in KINDS or (kind == "store" and event.detail.get("version") != FORMAT_VERSION):
@@ -1180,7 +1185,8 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back."""
-        os.ftruncate(self._descriptor, 0)
+        with contextlib.suppress(OSError):  # then it tells about us, but holds nobody up
+            os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
     def _busy(self, path: str) -> StoreBusy:
@@ -1278,7 +1284,11 @@ class ImportWriter:
         self._digest = hashlib.sha256(IMPORT_HEADER)
         self._offset = len(IMPORT_HEADER)
         self._descriptor = _open(self.imported.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        _write_all(self._descriptor, IMPORT_HEADER)
+        try:
+            _write_all(self._descriptor, IMPORT_HEADER)
+        except OSError:
+            self.discard()
+            raise
 
     def write(self, credentials: Sequence[Credential], checksums: Sequence[int]) -> None:
         """Append rows. Raises OSError; the file is then only good to be discarded."""
@@ -1411,9 +1421,10 @@ class Store:
     def _load_import(self, event: Event, state: State, progress: Progress) -> None:
         try:
             name, rows, sha256, batch = (event.detail[key] for key in ("file", "rows", "sha256", "batch"))
-        except KeyError:
+            path = os.path.join(self._imports_folder, name)
+        except (KeyError, TypeError):
             raise StoreError(f"journal.csv: the import at {format_time(event.time)} lacks its details.") from None
-        imported = ImportFile(os.path.join(self._imports_folder, name), len(state.names))
+        imported = ImportFile(path, len(state.names))
         staged = Staged(imported.first, batch)
         imported.load(staged, sha256, rows, progress)
         state.prepared.append(staged)
@@ -1491,8 +1502,7 @@ class Store:
         if self._broken:
             raise StoreUnavailable(self._broken)
         try:
-            facts = os.fstat(self._journal)
-            if facts.st_size != self._offset or facts.st_nlink == 0:
+            if not self._is_untouched():
                 self.stop("Another program changed journal.csv: find out which, and start again.")
                 raise StoreUnavailable(self._broken)
             _write_all(self._journal, data)
@@ -1508,6 +1518,16 @@ class Store:
             raise StoreUnavailable(self._broken) from None
         self._offset += len(data)
         self._committed = (self._codec.seq, self._codec.digest)
+
+    def _is_untouched(self) -> bool:
+        """No other program has changed the journal, or put another file in its place."""
+        facts = os.fstat(self._journal)
+        if facts.st_size != self._offset:
+            return False
+        try:  # on Windows a file that is open cannot be moved
+            return sys.platform == "win32" or os.path.samestat(facts, os.stat(self._journal_path))
+        except FileNotFoundError:
+            return False
 
     def stop(self, reason: str) -> None:
         """Record nothing any more in this process: what is on the disk is no longer known."""
@@ -1675,12 +1695,16 @@ class _Import:
             self.staged.add(key, [row.device_name for row in rows], [row.device_id for row in rows])
         self.hashes.extend(map(hash, credentials))
 
+    def event(self) -> Event:
+        """The event that makes the file part of the store."""
+        assert self.writer
+        return Event("import", _now(), detail={**self.detail, **self.writer.detail()})
+
     def hand_over(self) -> ImportFile:
-        """Close the file and complete `detail`: it is the store's now."""
+        """Close the file: it is the store's now."""
         assert self.writer
         writer, self.writer = self.writer, None
         writer.close()
-        self.detail.update(writer.detail())
         return writer.imported
 
 
@@ -1775,7 +1799,7 @@ class Service:
                 self._warn_of_stock(undo.product)
 
     def _warn_of_stock(self, product: Product) -> None:
-        left, limit = product.counts[UNALLOCATED], low_stock_limit(product)
+        left, limit = product.free, low_stock_limit(product)
         if left == 0:
             self.notify(f"No certificate of product {product.key} is left: import more now.")
         elif left == limit - 1:
@@ -1921,9 +1945,9 @@ class Service:
         self.commit()
         adopted = []
         for new in imports:
-            imported = new.hand_over()
-            adopted.append((new.staged, imported, Event("import", _now(), detail=new.detail)))
-            self.store.append(adopted[-1][2])
+            event = new.event()
+            self.store.append(event)
+            adopted.append((new.staged, new.hand_over(), event))
         self.store.commit()
         for prepared, imported, event in adopted:
             self.state.prepared.append(prepared)
@@ -3068,7 +3092,9 @@ def _add_store_commands(add: AddCommand) -> None:
 
     importing = add("import", run_import, "Add certificates to the store, also beside a running server.")
     importing.add_argument("files", nargs="+", metavar="FILE", help="identity file (CSV)")
-    importing.add_argument("--batch", default="", metavar="NAME", help="name of the batch (default: the file's)")
+    importing.add_argument(
+        "--batch", default="", type=_text, metavar="NAME", help="name of the batch (default: the file's)"
+    )
     importing.add_argument("--product-key", default="", metavar="K", help="for a file without that column")
     importing.add_argument("--product-secret", default="", metavar="S", help="for a file without that column")
     importing.add_argument("--product-id", default="", metavar="I", help="for a file without that column")
@@ -3082,7 +3108,7 @@ def _add_store_commands(add: AddCommand) -> None:
     ):
         operation = add(name, run_operation, text)
         operation.add_argument("device_name", metavar="DEVICE_NAME")
-        operation.add_argument("--reason", required=True, metavar="TEXT", help="stays in the journal")
+        operation.add_argument("--reason", required=True, type=_text, metavar="TEXT", help="stays in the journal")
         operation.add_argument("--product-key", default="", metavar="K", help="where two products have that name")
         if name == "release":
             operation.add_argument("--force", action="store_true", help="also where it is Written")
@@ -3118,6 +3144,11 @@ def _add_asking_commands(add: AddCommand) -> None:
     crc.add_argument("product_id", metavar="PRODUCT_ID", nargs="?", default="", help="of a Bluetooth product")
     crc.add_argument("--format", choices=("hex", "int"), default="hex")
     crc.add_argument("--quiet", action="store_true", help="print the checksum alone")
+
+
+def _text(text: str) -> str:
+    """A text that UTF-8 can hold: on POSIX an argument or a file's name may be any bytes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _port(text: str) -> int:
@@ -3261,7 +3292,7 @@ def _stop_on_signals(server: CertServer) -> None:
 def _print_start(server: CertServer, store: Store, state: State) -> None:
     print(f"certtool {__version__}, CRC32 by {crc32_name()}, store {store.folder}")
     for product in state.products.values():
-        left = product.counts[UNALLOCATED]
+        left = product.free
         low = "  *** LOW: import more" if left < low_stock_limit(product) else ""
         print(f"Product {product.key}: {left:,} of {product.total:,} certificates left{low}")
     if not state.products:
@@ -3341,7 +3372,7 @@ def _import(options: argparse.Namespace, uploads: Sequence[Upload], how: ImportO
 def _read_upload(path: str) -> Upload:
     try:
         with open(path, "rb") as file:
-            return Upload(os.path.basename(path), file.read())
+            return Upload(_text(os.path.basename(path)), file.read())
     except OSError as error:
         raise Refused(f"{path} cannot be read ({error.strerror}): check the name, and close it elsewhere.") from None
 

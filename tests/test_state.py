@@ -71,7 +71,7 @@ def more(state: State, n: int, bound: str = "", product: str = PK, batch: str = 
     staged = Staged(len(state.names), batch)
     for number in range(staged.first, staged.first + n):
         device_id = bound if number == staged.first + n - 1 else ""
-        staged.add(Credential(product, f"name{number:04d}", f"secret{number}", device_id=device_id))
+        staged.add(product, [f"name{number:04d}"], [device_id])
     state.prepared.append(staged)
     state.apply(Event("import", 1, detail={}))
 
@@ -288,7 +288,7 @@ def test_a_name_may_occur_once_in_each_product() -> None:
     state = new_state(1)
     for key in (OTHER, "a1Third"):
         staged = Staged(len(state.names), "again")
-        staged.add(Credential(key, "name0000", "secret"))
+        staged.add(key, ["name0000"], [])
         state.prepared.append(staged)
         state.apply(Event("import", 1, detail={}))
     found = [(product.key, number) for product, number in state.find("name0000")]
