@@ -88,6 +88,7 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+    import resource
 
 __version__ = "1.0.0"
 
@@ -102,6 +103,7 @@ MAX_HEAD = 16 * 1024  # bytes of request line and headers; a device sends about 
 MAX_BODY = 64 * 1024  # bytes of a protocol request (contract); a device sends about 70
 MAX_UPLOAD = 256 * 1024 * 1024  # bytes of an import handed to a running server: about 3 million rows
 MAX_CONNECTIONS = 500 if sys.platform == "win32" else 10_000  # select() on Windows takes 512 sockets
+OTHER_FILES = 40  # that the process may open beside its connections: the store's
 MAX_PIPELINED = 32  # requests of one connection in one turn, so that one client cannot hold up the others
 MAX_UNSENT = 64 * 1024  # bytes of replies that a connection may leave unread before its requests wait
 BACKLOG = 1024  # connections that the system holds until the next turn accepts them
@@ -1353,8 +1355,11 @@ class Store:
 
     def _open_folder(self, command: str) -> None:
         folder = self.folder
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            raise StoreError(f"{folder} is a file, not a folder: name another folder with --data.")
+        nearest = folder
+        while not os.path.exists(nearest):
+            nearest = os.path.dirname(nearest)
+        if not os.path.isdir(nearest):
+            raise StoreError(f"{nearest} is a file, not a folder: name another folder with --data.")
         if not self.writer:
             return
         try:
@@ -1485,7 +1490,8 @@ class Store:
             return imported.certificate(number)
         except (OSError, ValueError, TypeError, csv.Error):
             imported.close()
-            raise StoreUnavailable(f"{imported.path} cannot be read: put it back and start again.") from None
+            name = os.path.basename(imported.path)
+            raise StoreUnavailable(f"imports/{name} cannot be read: put it back and start again.") from None
 
     def append(self, event: Event) -> None:
         """Add an event to the next commit. Raises StoreUnavailable where nothing can be recorded any more."""
@@ -2127,7 +2133,7 @@ def format_reply(http_status: int, body: bytes, keep_alive: bool, content_type: 
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 MANAGEMENT = "/certtool/"
-LOOPBACK_HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+LOOPBACK_HOSTS = re.compile(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 RESULTS = {  # of an event's kind, for the console
     "allocate": "allocated",
     "rerequest": "same again, is Written",
@@ -2165,7 +2171,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.connection = connection
         self.client_address = client_address
         self.server = server
-        self.station = str(client_address[0])
+        self.station = re.sub(r"^::ffff:(?=\d+\.)", "", str(client_address[0]))  # IPv4 over an IPv6 socket
         self.buffer = bytearray()
         self.head: Optional[Head] = None
         self.body = b""
@@ -2178,6 +2184,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.draining = False
         self.waiting = False  # the reply comes when an import is done
         self.more = False  # whole requests may be left in the buffer
+        self.held = False  # so they are, until the peer takes replies
+        self.due = 0  # replies that wait for the end of the turn
         self.open = True
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -2193,7 +2201,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             return
         if self.draining:
             if not data:
-                self.close()
+                self.draining = False
+                self.settle()
         elif data:
             self.buffer += data
             self.run()
@@ -2201,15 +2210,18 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.close()
         elif self.idle and not self.buffer:
             self.closing = True
-            self.server.replies.append((self, b"", False, False))  # close behind what this turn still answers
+            self._queue(b"", False, False)  # close behind what this turn still answers
         else:
             self.refuse(BadRequest("The connection ended in the middle of a request."))
 
     def run(self) -> None:
         """Run whole requests from the buffer, a bounded number in one turn."""
-        self.more = False
+        self.more = self.held = False
         for _ in range(MAX_PIPELINED):
-            if self.closing or self.waiting or not self.open or len(self.unsent) > MAX_UNSENT:
+            if self.closing or self.waiting or not self.open:
+                return
+            if len(self.unsent) > MAX_UNSENT:
+                self.held = bool(self.buffer)
                 return
             try:
                 if not self._take_request():
@@ -2228,6 +2240,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         """Move one whole request from the buffer to `head` and `body`; False while it is not all there."""
         buffer = self.buffer
         if self.head is None:
+            if buffer[:1] in (b"\r", b"\n"):  # old clients end a body with an empty line
+                del buffer[: len(buffer) - len(buffer.lstrip(b"\r\n"))]
             if not buffer:
                 return False
             if self.idle:
@@ -2237,11 +2251,10 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             if not match or match.end() > MAX_HEAD:
                 if len(buffer) > MAX_HEAD:
                     raise BadRequest(f"The headers are longer than {MAX_HEAD} bytes.", 431)
-                start = buffer.lstrip(b"\r\n")[:1]
-                if start and not start.isupper():
+                if not buffer[:1].isupper():
                     raise BadRequest("This is not an HTTP request: send POST / HTTP/1.1 with a JSON body.")
                 return False
-            self.head = parse_head(bytes(buffer[: match.start()].lstrip(b"\r\n")))
+            self.head = parse_head(bytes(buffer[: match.start()]))
             del buffer[: match.end()]
             self._check_length(self.head)
         head = self.head
@@ -2261,7 +2274,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if head.length > limit:
             raise BadRequest(f"The body is longer than {limit} bytes.", 413)
         if "expect" in head.headers and len(self.buffer) < head.length:
-            self.server.replies.append((self, b"HTTP/1.1 100 Continue\r\n\r\n", False, True))
+            self._queue(b"HTTP/1.1 100 Continue\r\n\r\n", False, True)
 
     def _dispatch(self) -> None:
         head, self.head = self.head, None
@@ -2269,7 +2282,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.command, self.path, self.keep_alive = head.method, head.path, head.keep_alive
         self.request_head = head
         self.idle = True
-        self.deadline = self.server.now + IDLE_SECONDS
+        if not self.unsent:
+            self.deadline = self.server.now + IDLE_SECONDS
         self.server.heard_of(self)
         if head.method not in ("POST", "GET"):
             raise BadRequest("Only POST carries a request.", 501)
@@ -2318,8 +2332,11 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         """Queue an answer for the end of the turn; a `recorded` one becomes a 503 if the commit fails."""
         if not self.keep_alive:
             self.closing = True
-        data = format_reply(http_status, body, self.keep_alive)
-        self.server.replies.append((self, data, recorded, self.keep_alive))
+        self._queue(format_reply(http_status, body, self.keep_alive), recorded, self.keep_alive)
+
+    def _queue(self, data: bytes, recorded: bool, keep_alive: bool) -> None:
+        self.due += 1
+        self.server.replies.append((self, data, recorded, keep_alive))
 
     def refuse(self, error: CertToolError) -> None:
         """Answer an error after which the connection cannot be trusted, or need not go on."""
@@ -2338,6 +2355,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         """Send now what the peer takes; the loop sends the rest when it takes more."""
         if not self.open:
             return
+        self.due -= 1
         self.finished = last
         if self.unsent:
             self.unsent += data
@@ -2357,9 +2375,12 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     def flush(self) -> None:
         """Send on, now that the peer takes more."""
         data, self.unsent = self.unsent, b""
+        self.due += 1
         self.send(data, self.finished)
-        if self.open and not self.unsent and self.buffer and not self.more:
-            self.more = True
+        if self.idle and not self.unsent and not self.closing:
+            self.deadline = self.server.now + IDLE_SECONDS
+        if self.held and len(self.unsent) <= MAX_UNSENT:
+            self.held, self.more = False, True
             self.server.again.append(self)
 
     def settle(self) -> None:
@@ -2378,7 +2399,9 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if self.closing:
             takes = self.draining
         else:
-            takes = not self.more and len(self.unsent) <= MAX_UNSENT and not (self.waiting and self.buffer)
+            takes = (
+                not (self.more or self.held) and len(self.unsent) <= MAX_UNSENT and not (self.waiting and self.buffer)
+            )
         self.server.watch(self, (READ if takes else 0) | (WRITE if self.unsent else 0))
 
     def on_ready(self, events: int) -> None:
@@ -2443,6 +2466,7 @@ class CertServer(http.server.HTTPServer):
         self._allowed: Dict[str, bool] = {}
         self._selector = selectors.DefaultSelector()
         self._listeners: List[socket.socket] = []
+        self._most_connections = _most_connections()
         self._sweep_at = 0.0
         self._failing = ""
         if ":" in host:
@@ -2553,7 +2577,7 @@ class CertServer(http.server.HTTPServer):
                 return
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if len(self.connections) >= MAX_CONNECTIONS:
+            if len(self.connections) >= self._most_connections:
                 self._evict()
             handler = CertRequestHandler(connection, address, self)
             self.connections[handler] = None
@@ -2563,8 +2587,8 @@ class CertServer(http.server.HTTPServer):
 
     def _evict(self) -> bool:
         """Close the connection that said nothing for the longest time, so that a new client finds room."""
-        victims = (handler for handler in self.connections if not handler.waiting and not handler.closing)
-        victim = next((handler for handler in victims if handler.idle), None) or next(iter(self.connections), None)
+        victims = [handler for handler in self.connections if not handler.waiting and not handler.due]
+        victim = next((handler for handler in victims if handler.idle), victims[0] if victims else None)
         if victim is None:
             return False
         victim.close()
@@ -2687,9 +2711,21 @@ class CertServer(http.server.HTTPServer):
         self.again.append(handler)
 
 
+def _most_connections() -> int:
+    """As many connections as the system lets this process have, with files left for the store."""
+    if sys.platform != "win32":
+        wanted = MAX_CONNECTIONS + OTHER_FILES
+        soft, hard = (wanted if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE))
+        if soft < min(wanted, hard):
+            soft = min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        return max(1, min(MAX_CONNECTIONS, soft - OTHER_FILES))
+    return MAX_CONNECTIONS
+
+
 def is_loopback(address: str) -> bool:
     """Say whether this numeric address is of this PC alone."""
-    return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
+    return address.startswith("127.") or address == "::1"
 
 
 def where_raised(error: BaseException) -> str:
@@ -2854,15 +2890,16 @@ class Station:
         self._ask({"ProductKey": product_key, "DeviceID": device_id, "Action": action})
 
     def _ask(self, message: Mapping[str, Any]) -> Dict[str, Any]:
-        for attempt in range(1, STATION_ATTEMPTS + 1):
+        left = STATION_ATTEMPTS
+        while True:
+            left -= 1
             try:
                 status, body = self._exchange(json.dumps(message).encode())
                 return self._answer(status, body, message)
             except NoAnswer as error:
-                if attempt == STATION_ATTEMPTS or (error.sent and not message["DeviceID"]):
+                if left <= 0 or (error.sent and not message["DeviceID"]):
                     raise
                 time.sleep(STATION_PAUSE)
-        raise AssertionError  # the loop returns or raises
 
     def _answer(self, status: int, body: bytes, message: Mapping[str, Any]) -> Dict[str, Any]:
         try:
@@ -3031,7 +3068,10 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; return the exit code."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or never there: pythonw.exe
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the process's life
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console in GBK cannot show every name
     if crc32_warning:
@@ -3046,7 +3086,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return _fail("Interrupted: what was not reported as done did not happen.", 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output had enough
+        _drop_output()
         return 1
     except OSError as error:
         return _fail(f"{error.strerror or 'Input or output failed'}: {error.filename or 'check the disk'}", 1)
@@ -3054,8 +3094,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return _fail(f"Please report this defect: {where_raised(error)}", 1)
 
 
+def _drop_output() -> None:
+    """The reader of our output is gone: the interpreter must not fail at it again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(sentence: str, code: int) -> int:
     print(f"certtool: {' '.join(sentence.splitlines())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     return code
 
 
@@ -3272,7 +3321,10 @@ def run_serve(options: argparse.Namespace) -> int:
         clean = console.close()
     if not clean:
         os._exit(0)  # the screen does not take our output, and the interpreter would wait for it
-    print("Stopped. Everything that was answered is on the disk.", flush=True)
+    try:
+        print("Stopped. Everything that was answered is on the disk.", flush=True)
+    except OSError:
+        _drop_output()  # the screen is gone, the work is done
     return 0
 
 
@@ -3286,7 +3338,9 @@ def _import_first(service: Service, uploads: Sequence[Upload]) -> None:
 def _announce(server: CertServer, store: Store) -> None:
     """Tell other commands on this PC how to reach the server: the lock file is for this user alone."""
     assert store.lock
-    store.lock.announce({"pid": os.getpid(), "command": "serve", "port": server.server_port, "token": server.token})
+    host = {"::": "::1"}.get(server.server_name, server.server_name)
+    address = {"host": host if is_loopback(host) else "127.0.0.1", "port": server.server_port}
+    store.lock.announce({"pid": os.getpid(), "command": "serve", **address, "token": server.token})
 
 
 def _stop_on_signals(server: CertServer) -> None:
@@ -3392,8 +3446,10 @@ def _run_job(job: Generator[None, None, ImportReport], uploads: Sequence[Upload]
     progress = _ProgressLine()
     slices = sum(len(upload.data) for upload in uploads) // (60 * IMPORT_SLICE) + 1  # a guess: 60 bytes a row
     try:
-        for done in itertools.count():
+        done = 0
+        while True:
             next(job)
+            done += 1
             progress("importing", min(done, slices), slices)
     except StopIteration as end:
         report: ImportReport = end.value
@@ -3401,7 +3457,6 @@ def _run_job(job: Generator[None, None, ImportReport], uploads: Sequence[Upload]
     finally:
         progress.done()
         job.close()
-    raise AssertionError  # the loop has no other end
 
 
 def _print_report(report: ImportReport, stream: IO[str]) -> None:
@@ -3422,7 +3477,8 @@ def _ask_server(busy: StoreBusy, operation: str, body: bytes) -> Dict[str, Any]:
     port, token = busy.holder.get("port"), busy.holder.get("token")
     if not port or not token:
         raise busy
-    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=MANAGEMENT_SECONDS)
+    host = str(busy.holder.get("host", "127.0.0.1"))
+    connection = http.client.HTTPConnection(host, int(port), timeout=MANAGEMENT_SECONDS)
     try:
         connection.request("POST", MANAGEMENT + operation, body, {"Authorization": f"Bearer {token}"})
         answer = parse_object(connection.getresponse().read())
