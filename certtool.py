@@ -2880,7 +2880,7 @@ class Station:
                 raise NoAnswer(f"The {column} from {self.server} is none: is that a certtool?", True)
         checksum = crc32("".join(fields).encode("utf-8", "replace"))
         told = answer.get("CRC32")
-        if (told.upper() if isinstance(told, str) else told) not in (checksum, f"{checksum:08X}"):
+        if (told.upper().zfill(8) if isinstance(told, str) else told) not in (checksum, f"{checksum:08X}"):
             raise NoAnswer(f"The CRC32 of the certificate from {self.server} is wrong: do not burn it.", True)
         return answer
 
