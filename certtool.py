@@ -954,7 +954,7 @@ DIGEST_LENGTH = 16
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
 
 _PLAIN = re.compile(r"[^=+\-@'\",\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
-_SPECIAL = re.compile(r"[\"']|[\n,][=+\-@]")  # of lines of printable cells: a cell that does not, but for commas
+_SPECIAL = ('"', "'", *(before + first for before in "\n," for first in "=+-@"))  # in lines of cells that do not
 
 
 def encode_cell(text: str) -> str:
@@ -1271,7 +1271,7 @@ def encode_rows(credentials: Sequence[Credential], checksums: Sequence[int]) -> 
     """Return the lines of an import file for these certificates."""
     lines = [",".join(credential) for credential in credentials]
     text = "\n" + "\n".join(lines)
-    if _SPECIAL.search(text) or text.count(",") != (len(COLUMNS) - 1) * len(lines):
+    if any(special in text for special in _SPECIAL) or text.count(",") != (len(COLUMNS) - 1) * len(lines):
         lines = [",".join(map(encode_cell, credential)) for credential in credentials]
     return [b"%b,%08X\n" % (line.encode(), checksum) for line, checksum in zip(lines, checksums)]
 
