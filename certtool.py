@@ -36,6 +36,7 @@ import contextlib
 import csv
 import errno
 import functools
+import gc
 import getpass
 import hashlib
 import hmac
@@ -682,7 +683,8 @@ class State:
 
         Returns the numbers that left the head of `returned`, because they are no longer free.
         """
-        self._grow(number)
+        if number >= len(self._device):
+            self._grow(number)
         status, device_id, station, allocated_at, written_at, rerequests = record
         old_status, old_device = self._status[number], self._device[number]
         if old_device != device_id:
@@ -734,12 +736,12 @@ class State:
                 self._device[number] = device_id
 
     def _grow(self, number: int) -> None:
-        missing = number + 1 - len(self._device)
-        if missing > 0:
-            self._device.extend([""] * missing)
-            self._station.extend([""] * missing)
-            self._allocated_at.frombytes(bytes(8 * missing))
-            self._written_at.frombytes(bytes(8 * missing))
+        """Make the columns long enough for `number`, and for some that will follow."""
+        missing = max(0, min(number + 1000, len(self.names)) - len(self._device))
+        self._device.extend([""] * missing)
+        self._station.extend([""] * missing)
+        self._allocated_at.frombytes(bytes(8 * missing))
+        self._written_at.frombytes(bytes(8 * missing))
 
 
 # What each kind of event makes of a certificate's record. A kind that is not here and not an import is from the future.
@@ -954,6 +956,7 @@ DIGEST_LENGTH = 16
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
 
 _PLAIN = re.compile(r"[^=+\-@'\",\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
+_PLAIN_CELLS = re.compile(r"(?:(?:[^=+\-@'\",\r\n][^\",\r\n]*)?,){4}").fullmatch  # four of them, and an empty one
 _SPECIAL = ('"', "'", *(before + first for before in "\n," for first in "=+-@"))  # in lines of cells that do not
 
 
@@ -1018,10 +1021,11 @@ class JournalWriter:
     def encode(self, event: Event) -> bytes:
         """Return the event's line."""
         kind, moment, product_key, device_name, device_id, station, detail = event
-        text = json.dumps(detail, ensure_ascii=False, separators=(",", ":")) if detail else ""
-        cells = (product_key, device_name, device_id, station, text)
-        row = f"{self.seq + 1},{format_time(moment)},{kind},{','.join(map(encode_cell, cells))}"
-        body = row.encode("utf-8", "replace")
+        cells = f"{product_key},{device_name},{device_id},{station},"
+        if detail or not _PLAIN_CELLS(cells):
+            text = json.dumps(detail, ensure_ascii=False, separators=(",", ":")) if detail else ""
+            cells = ",".join(map(encode_cell, (product_key, device_name, device_id, station, text)))
+        body = f"{self.seq + 1},{format_time(moment)},{kind},{cells}".encode("utf-8", "replace")
         self.digest = chain_digest(self.digest, body)
         self.seq += 1
         return body + b"," + self.digest.encode() + b"\n"
@@ -2227,6 +2231,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                 if not self._take_request():
                     return
                 self._dispatch()
+                if not self.buffer:
+                    return
             except CertToolError as error:
                 self.refuse(error)
             except Exception as error:  # the one boundary: whatever it is, the line goes on
@@ -2303,11 +2309,10 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.server.manage(self, self.path[len(MANAGEMENT) :])
             return
         server = self.server
-        device_id, name, action = "-", "-", "?"
+        device_id, name, action, now = "-", "-", "?", _now()
         try:
             product_key, device_id, verb = parse_request(self.body)
             action = ACTION_NAMES[verb]
-            now = _now()
             if verb == REQUEST:
                 given = server.service.request(product_key, device_id, self.station, now)
                 name, device_id = given.certificate.credential.device_name, given.device_id
@@ -2322,7 +2327,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             result = f"refused: {error.code}"
             bad = isinstance(error, BadRequest)
             self.reply(error.http_status, format_error(error), recorded=not bad)
-        server.turn_events.append(RequestEvent(_now(), self.station, action, device_id or "-", name, result))
+        server.turn_events.append(RequestEvent(now, self.station, action, device_id or "-", name, result))
 
     def do_GET(self) -> None:
         """Tell a browser what this is."""
@@ -2410,7 +2415,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.flush()
         if events & READ and self.open:
             self.feed()
-            if self.open and not self.closing:
+            if self.open and not self.due:  # else the reply's sending sees to it
                 self.watch()
 
     def expire(self) -> None:
@@ -3315,6 +3320,7 @@ def run_serve(options: argparse.Namespace) -> int:
                     _import_first(server.service, uploads)
                 _announce(server, store)
                 _stop_on_signals(server)
+                gc.freeze()  # the state lives as long as the process: do not search a million strings for garbage
                 _print_start(server, store, state)
                 server.serve_forever()
     finally:
