@@ -5,6 +5,8 @@
     python certtool.py import identities.csv             add certificates to the store, also beside a running server
     python certtool.py query [DEVICE_NAME]               what became of a certificate
     python certtool.py release | void DEVICE_NAME        what only a person may decide
+    python certtool.py verify [OTHER_STORE ...]          audit stores, and that no certificate is in two of them
+    python certtool.py accept-restore --reason TEXT      serve an old copy that was put back, after all
     python certtool.py request PRODUCT_KEY --server IP   what a station does: check the link, or play a whole line
     python certtool.py crc PK DN DS PS [PRODUCT_ID]      the checksum that devices verify
 
@@ -104,6 +106,7 @@ MAX_HEAD = 16 * 1024  # bytes of request line and headers; a device sends about 
 MAX_BODY = 64 * 1024  # bytes of a protocol request (contract); a device sends about 70
 MAX_UPLOAD = 256 * 1024 * 1024  # bytes of an import handed to a running server: about 3 million rows
 MAX_CONNECTIONS = 500 if sys.platform == "win32" else 10_000  # select() on Windows takes 512 sockets
+PEER_SHARE = 2  # one peer may hold this part of them; many stations may stand behind one address
 OTHER_FILES = 40  # that the process may open beside its connections: the store's
 MAX_PIPELINED = 32  # requests of one connection in one turn, so that one client cannot hold up the others
 MAX_UNSENT = 64 * 1024  # bytes of replies that a connection may leave unread before its requests wait
@@ -129,6 +132,7 @@ CONSOLE_LINES_A_SECOND = 50  # above it a summary replaces the single lines
 CONSOLE_BACKLOG = 2000  # lines kept while the console does not take them
 
 ANTIVIRUS_SECONDS = 2.0  # for which Windows may refuse a new file to us
+MIRROR_REMINDER_SECONDS = 60.0  # between two warnings that there is no second copy
 LOCK_OFFSET = 0x7FFF_0000  # of the locked byte on Windows, far behind what the lock file tells its readers
 
 # ======================================================================================================================
@@ -646,14 +650,14 @@ class State:
         return number, Event(kind, now, product.key, name, device_id, command.station, command.detail)
 
     def apply(self, event: Event) -> Optional[Undo]:
-        """Make the event true. Returns what `restore` needs to take it back, None for an import.
+        """Make the event true. Returns what `restore` needs to take it back, None where no certificate changed.
 
         It never refuses. A KeyError means that the event names a certificate that no import holds.
         """
         if event.kind == "import":
             self._adopt(self.prepared.popleft(), event.detail)
             return None
-        if event.kind == "store":
+        if event.kind in ("store", "restore"):
             return None
         product = self.products[event.product_key]
         number = product.names[event.device_name]
@@ -744,7 +748,7 @@ class State:
         self._written_at.frombytes(bytes(8 * missing))
 
 
-# What each kind of event makes of a certificate's record. A kind that is not here and not an import is from the future.
+# What each kind of event makes of a certificate's record. A kind that is not in KINDS is from the future.
 EFFECTS: Mapping[str, Callable[[Record, Event], Record]] = {
     "allocate": lambda old, event: Record(ALLOCATED, event.device_id, event.station, event.time, 0, old.rerequests),
     "rerequest": lambda old, event: old._replace(rerequests=old.rerequests + 1),
@@ -753,7 +757,7 @@ EFFECTS: Mapping[str, Callable[[Record, Event], Record]] = {
     "release": lambda old, event: Record(UNALLOCATED, rerequests=old.rerequests),
     "void": lambda old, event: old._replace(status=VOID),
 }
-KINDS = frozenset(EFFECTS) | {"store", "import"}
+KINDS = frozenset(EFFECTS) | {"store", "import", "restore"}
 
 # ======================================================================================================================
 # 6. Identity-file reader (pure)
@@ -941,6 +945,7 @@ def _sniff_separator(header: str) -> Tuple[str, List[str]]:
 #
 #   Seq     counts from 1 without a gap: it is the order of events, clocks jump
 #   Time    local time with its offset, milliseconds
+#   Event   store, import, a change of a certificate, or restore: a person has accepted an old copy of the store
 #   Detail  a JSON object, only for kinds that need more than the columns
 #   Digest  first 16 hex digits of SHA-256(digest of the line before + this line up to its last comma): the last one
 #           seals all history
@@ -1101,9 +1106,14 @@ class JournalReader:
 # that nobody reads. An event counts once its line is whole and synced; a torn last line was never acknowledged, so the
 # next writer cuts it. After a failed write the file is cut back to the last good line. After a failed fsync nobody
 # knows what is on the disk, so this process records nothing any more; the next start reads what is there.
+#
+# Two guards stand outside the folder. The high-water mark, in the user's profile, knows how far the store has come: an
+# old copy that was put back is refused. The mirror, where one is wanted, is a second copy on another disk, written
+# after the store and before the reply; it may fall behind, never run ahead.
 
 IMPORT_COLUMNS = (*COLUMNS, "CRC32")
 IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
+MARK_LENGTH = 12 + 1 + DIGEST_LENGTH + 1 + DIGEST_LENGTH + 1  # bytes of a line: seq, digest, and a digest over both
 OPEN_IMPORTS = 16  # import files kept open for reading
 READ_BYTES = 1 << 20  # of an import file in one step
 PROGRESS_EVENTS = 20_000  # events between two reports of progress
@@ -1283,7 +1293,8 @@ def encode_rows(credentials: Sequence[Credential], checksums: Sequence[int]) -> 
 class ImportWriter:
     """A new file in imports/. It becomes part of the store when the event with its `detail` is committed."""
 
-    def __init__(self, folder: str, number: int, name: str, first: int) -> None:
+    def __init__(self, folder: str, number: int, name: str, first: int, mirror: Optional[Mirror] = None) -> None:
+        self._mirror = mirror
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", os.path.splitext(name)[0]).strip("._")[:40] or "import"
         self.name = f"{number:06d}-{stem}.csv"
         self.imported = ImportFile(os.path.join(folder, self.name), first)
@@ -1309,6 +1320,8 @@ class ImportWriter:
         """Make the file and its name durable. It may run in another thread. Raises OSError."""
         os.fsync(self._descriptor)
         _sync_folder(os.path.dirname(self.imported.path))
+        if self._mirror:
+            self._mirror.add_import(self.imported.path)
 
     def detail(self) -> Dict[str, Any]:
         """What the import's event says of this file."""
@@ -1325,6 +1338,152 @@ class ImportWriter:
             os.unlink(self.imported.path)
 
 
+class HighWaterMark:
+    """How far the store `store_id` has come on this PC, kept in `folder`, which no copy of a store brings back.
+
+    Two lines, overwritten in turn and not synced before the end: a torn write leaves the other line whole, and a power
+    cut leaves the mark at worst behind the journal, which is harmless. Raises OSError, or StoreError where a copy of
+    the store is in use: the mark is locked as the store is.
+    """
+
+    def __init__(self, folder: str, store_id: str, writer: bool = True) -> None:
+        self.seq, self.digest = 0, ""
+        if writer:
+            os.makedirs(folder, 0o700, exist_ok=True)
+        self._descriptor = _open(os.path.join(folder, store_id), os.O_RDWR | os.O_CREAT if writer else os.O_RDONLY)
+        if writer and not _try_lock(self._descriptor):
+            self.close()
+            raise StoreError("A copy of this store is in use on this PC: stop the certtool that serves it.")
+        self._place = 0  # of the line to overwrite next
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        data = os.read(self._descriptor, 2 * MARK_LENGTH)
+        for place in (0, MARK_LENGTH):
+            body, _, check = data[place : place + MARK_LENGTH - 1].rpartition(b" ")
+            if body and chain_digest("", body).encode() == check and int(body[:12]) > self.seq:
+                self.seq, self.digest = int(body[:12]), body[13:].decode()
+                self._place = MARK_LENGTH - place
+
+    def put(self, seq: int, digest: str) -> None:
+        """Move the mark, without waiting for the disk. Raises OSError."""
+        body = b"%012d %s" % (seq, digest.encode())
+        line = body + b" " + chain_digest("", body).encode() + b"\n"
+        os.lseek(self._descriptor, self._place, os.SEEK_SET)
+        _write_all(self._descriptor, line)
+        self._place = MARK_LENGTH - self._place
+        self.seq, self.digest = seq, digest
+
+    def reset(self) -> None:
+        """Forget the mark, so that a lower one can be put. Raises OSError."""
+        os.ftruncate(self._descriptor, 0)
+
+    def close(self) -> None:
+        """Sync and close the file."""
+        with contextlib.suppress(OSError):  # then the mark may stay behind the journal
+            os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+def marks_folder() -> str:
+    """The folder of the high-water marks in the user's profile; "", which cannot be made, where there is no profile."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "")
+    else:
+        base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(base, "certtool") if os.path.isabs(base) else ""
+
+
+class Mirror:
+    """A second copy of journal and imports, on another disk. It never raises OSError: without it the line goes on.
+
+    `failure` is "" while the copy is whole; then `warn` is told, again and again, until a restart catches up.
+    """
+
+    def __init__(self, folder: str, warn: Callable[[str], None]) -> None:
+        self.failure = ""
+        self._folder = folder
+        self._warn = warn
+        self._remind_at = 0.0
+        self._journal = -1
+
+    def catch_up(self, store: str, imports: Sequence[str]) -> None:
+        """Compare with the store's files and add what is missing. Raises StoreError where this is no copy of them."""
+        try:
+            os.makedirs(os.path.join(self._folder, "imports"), 0o700, exist_ok=True)
+            if os.path.samefile(self._folder, store):
+                raise StoreError("The mirror is the store itself: name a folder on another disk.")
+            for name in [*(os.path.join("imports", name) for name in imports), "journal.csv"]:
+                self._complete(os.path.join(store, name), os.path.join(self._folder, name))
+            _sync_folder(os.path.join(self._folder, "imports"))
+            _sync_folder(self._folder)
+            self._journal = _open(os.path.join(self._folder, "journal.csv"), os.O_WRONLY | os.O_APPEND)
+        except OSError as error:
+            self._fail(error)
+
+    def _complete(self, path: str, copy: str) -> None:
+        """Make `copy` what `path` is, where it is a beginning of it, but for a torn last line."""
+        with open(path, "rb") as source:
+            descriptor = _open(copy, os.O_RDWR | os.O_CREAT)
+            with open(descriptor, "rb") as target:
+                same = 0  # bytes of whole lines that are equal
+                for line in target:
+                    if line != source.read(len(line)):
+                        if line[-1:] == b"\n":
+                            raise StoreError(
+                                f"{copy} is no copy of {path}. Nothing was changed. If the mirror is the newer one, "
+                                "the store is an old copy: put the mirror's files into it. Else name another folder "
+                                "with --mirror, or delete that file."
+                            )
+                        break
+                    same += len(line)
+                source.seek(same)
+                os.ftruncate(descriptor, same)
+                os.lseek(descriptor, 0, os.SEEK_END)
+                for data in iter(lambda: source.read(READ_BYTES), b""):
+                    _write_all(descriptor, data)
+                os.fsync(descriptor)
+
+    def add_import(self, path: str) -> None:
+        """Copy an import file whose event comes next. It may run in another thread."""
+        if self.failure:
+            return
+        try:
+            copy = os.path.join(self._folder, "imports", os.path.basename(path))
+            os.close(_open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))  # what an import left that was taken back
+            self._complete(path, copy)
+            _sync_folder(os.path.dirname(copy))
+        except OSError as error:
+            self._fail(error)
+
+    def write(self, data: bytes) -> None:
+        """Append the journal lines that the store has just made durable, and make them durable here."""
+        if self.failure:
+            self._remind()
+            return
+        try:
+            _write_all(self._journal, data)
+            os.fsync(self._journal)
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.failure = (
+            f"THERE IS NO SECOND COPY: the mirror {self._folder} failed ({error.strerror}). The line goes on without "
+            "it. Mend the disk and start again: what is missing is added then."
+        )
+        self._remind()
+
+    def _remind(self) -> None:
+        if time.monotonic() >= self._remind_at:
+            self._remind_at = time.monotonic() + MIRROR_REMINDER_SECONDS
+            self._warn(self.failure)
+
+    def close(self) -> None:
+        """Close the journal's copy."""
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+
+
 class Store:
     """The files. What the service asks of it is what a store on a database server would have to offer:
 
@@ -1334,12 +1493,29 @@ class Store:
     A writer takes the lock, makes a new store where there is none, and repairs a torn tail. A reader (`writer=False`)
     changes nothing and may run beside a writer. Construction and `load` raise StoreError (StoreBusy) and change
     nothing.
+
+    `marks` is the folder of the high-water marks, None for no such guard; `mirror` that of the second copy, "" for
+    none. `accept`, who and why, lets an old copy be opened, and records that; it is refused where there is none.
     """
 
-    def __init__(self, folder: str, command: str = "", writer: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str,
+        command: str = "",
+        writer: bool = True,
+        marks: Optional[str] = None,
+        mirror: str = "",
+        accept: Optional[Mapping[str, Any]] = None,
+    ) -> None:
         self.folder = folder
         self.writer = writer
         self.notes: List[str] = []
+        self.warn: Callable[[str], None] = self.notes.append  # of what happens later
+        self._marks = marks
+        self._mark: Optional[HighWaterMark] = None
+        self._digest_at_mark = ""
+        self._accept = accept
+        self._mirror = Mirror(mirror, self._pass_on) if mirror else None
         self.lock: Optional[Lock] = None
         self._imports_folder = os.path.join(folder, "imports")
         self._journal_path = os.path.join(folder, "journal.csv")
@@ -1393,8 +1569,12 @@ class Store:
                     f"{self._journal_path} is missing or empty while imports were made. Nothing was changed. Put back "
                     "the journal: without it certificates that are in devices would be given out again."
                 )
+            lost = self._check_mark(reader)
             if self.writer:
                 self._open_journal(reader)
+                self._move_mark(lost)
+                if self._mirror:
+                    self._mirror.catch_up(self.folder, [os.path.basename(imported.path) for imported in self._imports])
             elif reader.torn:
                 self.notes.append(f"journal.csv ends in half a line ({len(reader.torn)} bytes), which was not read.")
         except OSError as error:
@@ -1410,6 +1590,10 @@ class Store:
                 for event in reader.events(file):
                     if event.kind == "import":
                         self._load_import(event, state, progress)
+                    elif event.kind == "store":
+                        self._open_mark(str(event.detail.get("id")))
+                    if self._mark and reader.seq == self._mark.seq:
+                        self._digest_at_mark = reader.digest
                     try:
                         state.apply(event)
                     except (KeyError, IndexError):
@@ -1426,6 +1610,69 @@ class Store:
                 file.seek(reader.offset)
         progress("reading the journal", size, size)
         return reader
+
+    # -- high-water mark -----------------------------------------------------------------------------------------------
+
+    def _open_mark(self, store_id: str) -> None:
+        if self._marks is None or not re.fullmatch("[0-9a-f]{16}", store_id):
+            return
+        try:
+            self._mark = HighWaterMark(self._marks, store_id, self.writer)
+        except OSError as error:
+            if self.writer:
+                self._lose_mark(error)
+
+    def _check_mark(self, reader: JournalReader) -> Mapping[str, Any]:
+        """Refuse an old copy, or return what an accepted one lacks, for its event."""
+        mark = self._mark
+        if mark and reader.seq > 1 and not mark.seq:
+            self.notes.append(
+                "This PC sees this store for the first time. If it is a copy, no other PC may serve it from now on: "
+                "each would give out the same certificates."
+            )
+        old = mark and mark.seq and mark.digest != self._digest_at_mark
+        if self._accept is not None and not old:
+            raise Refused("This store is not an old copy: there is nothing to accept.")
+        if not mark or not old:
+            return {}
+        if self._accept is None:
+            raise StoreError(
+                f"{self.folder} is not the latest copy of this store: this PC recorded event {mark.seq}, and the "
+                f"journal {'ends with' if reader.seq < mark.seq else 'has another one, up to'} {reader.seq}. Serving "
+                "it would give out again what is in devices. Put the latest copy back; if there is none, find those "
+                "devices, and say so with certtool.py accept-restore --reason TEXT."
+            )
+        return {**self._accept, "marked": mark.seq, "found": reader.seq}
+
+    def _move_mark(self, lost: Mapping[str, Any]) -> None:
+        """Put the mark at the end of the journal; after an old copy was accepted, behind the event that says so."""
+        if lost:
+            self.append(Event("restore", _now(), detail=lost))
+            try:
+                self.commit()
+            except StoreUnavailable as error:
+                raise StoreError(str(error)) from None
+        elif self._mark:
+            self._advance_mark(self._mark)
+
+    def _advance_mark(self, mark: HighWaterMark) -> None:
+        seq, digest = self._committed
+        try:
+            if seq <= mark.seq and digest != mark.digest:
+                mark.reset()
+            mark.put(seq, digest)
+        except OSError as error:
+            self._lose_mark(error)
+
+    def _lose_mark(self, error: OSError) -> None:
+        self._mark = None
+        self.warn(
+            f"This PC cannot remember how far the store has come ({error.strerror}: {self._marks or 'no profile'}), so "
+            "an old copy put back would not be noticed."
+        )
+
+    def _pass_on(self, sentence: str) -> None:
+        self.warn(sentence)
 
     def _load_import(self, event: Event, state: State, progress: Progress) -> None:
         try:
@@ -1460,12 +1707,14 @@ class Store:
         os.ftruncate(self._journal, 0)
         self._offset = 0
         self._lines.append(JOURNAL_HEADER)
-        self.append(Event("store", _now(), detail={"id": secrets.token_hex(8), "version": FORMAT_VERSION}))
+        store_id = secrets.token_hex(8)
+        self.append(Event("store", _now(), detail={"id": store_id, "version": FORMAT_VERSION}))
         try:
             self.commit()
         except StoreUnavailable as error:
             raise StoreError(str(error)) from None
         _sync_folder(self.folder)
+        self._open_mark(store_id)
 
     def _cut_torn_tail(self, reader: JournalReader) -> None:
         name = f"journal.torn-{reader.offset}"
@@ -1528,6 +1777,10 @@ class Store:
             raise StoreUnavailable(self._broken) from None
         self._offset += len(data)
         self._committed = (self._codec.seq, self._codec.digest)
+        if self._mark:
+            self._advance_mark(self._mark)
+        if self._mirror:
+            self._mirror.write(data)
 
     def _is_untouched(self) -> bool:
         """No other program has changed the journal, or put another file in its place."""
@@ -1555,11 +1808,22 @@ class Store:
 
     # -- importing -----------------------------------------------------------------------------------------------------
 
+    def all_certificates(self) -> Iterator[List[Certificate]]:
+        """Yield the certificates of all import files, in order, some thousands at a time. Raises as `certificate`."""
+        for imported in self._imports:
+            try:
+                with open(imported.path, "rb") as file:
+                    file.readline()
+                    for lines in iter(lambda: file.readlines(READ_BYTES), []):
+                        yield [Certificate(_credential_of(line), line[-9:-1].decode()) for line in lines]
+            except (OSError, ValueError, TypeError, csv.Error):
+                raise StoreUnavailable(f"{imported.path} cannot be read: put it back.") from None
+
     def new_import(self, name: str, first: int) -> ImportWriter:
         """Start a file for certificates numbered from `first`. Raises StoreUnavailable."""
         self._last_import += 1
         try:
-            return ImportWriter(self._imports_folder, self._last_import, name, first)
+            return ImportWriter(self._imports_folder, self._last_import, name, first, self._mirror)
         except OSError as error:
             raise StoreUnavailable(
                 f"An import file could not be made ({error.strerror}): free the store's disk."
@@ -1577,6 +1841,11 @@ class Store:
         if self._journal >= 0:
             os.close(self._journal)
             self._journal = -1
+        if self._mark:
+            self._mark.close()
+            self._mark = None
+        if self._mirror:
+            self._mirror.close()
         if self.lock:
             self.lock.release()
             self.lock = None
@@ -1734,7 +2003,7 @@ class Service:
     ) -> None:
         self.store = store
         self.state = state
-        self.notify = notify
+        self.notify = store.warn = notify
         self.require_device_id = require_device_id
         self._undo: List[Undo] = []
 
@@ -1965,6 +2234,78 @@ class Service:
             self.store.adopt(imported)
 
 
+# -- auditing ----------------------------------------------------------------------------------------------------------
+
+
+def audit(store: Store, state: State) -> Iterator[str]:
+    """Load a store that was opened for reading; yield a sentence for each thing that is wrong with it."""
+    try:
+        store.load(state)
+    except CertToolError as error:
+        yield str(error)
+        yield from (found for found in _damaged_imports(store.folder) if found != str(error))
+        return
+    yield from _wrong_rows(store, state)
+    for product in state.products.values():
+        yield from _wrong_counts(product, [state.record(number) for number in product.names.values()])
+    if sum(product.total for product in state.products.values()) != len(state.names):
+        yield "The products together do not have as many certificates as were imported."
+
+
+def _damaged_imports(folder: str) -> Iterator[str]:
+    """Yield what is wrong with each import file that the readable part of the journal names."""
+    with contextlib.suppress(OSError, StoreError), open(os.path.join(folder, "journal.csv"), "rb") as file:
+        for event in JournalReader().events(file):
+            if event.kind == "import":
+                path = os.path.join(folder, "imports", str(event.detail.get("file")))
+                try:
+                    rows, sha256 = event.detail["rows"], event.detail["sha256"]
+                    ImportFile(path, 0).load(Staged(0, ""), sha256, rows, lambda what, done, total: None)
+                except (KeyError, StoreError) as error:
+                    yield str(error)
+
+
+def _wrong_rows(store: Store, state: State) -> Iterator[str]:
+    """Yield what is wrong with the certificates of the import files: checksums, fields, and names that occur twice."""
+    number = 0
+    for chunk in store.all_certificates():
+        checksums = crc32_many([certificate.credential.payload() for certificate in chunk])
+        for (credential, told), checksum in zip(chunk, checksums):
+            name = credential.device_name
+            if told != f"{checksum:08X}":
+                yield f"{name}: its CRC32 is {checksum:08X}, and not as the import file has it."
+            for column, value in zip(COLUMNS, credential):
+                wrong = check_field(column, value)
+                if wrong:
+                    yield f"certificate {number + 1} of all imports: {wrong}"
+            if state.products[credential.product_key].names.get(name) != number:
+                yield f"{name} of product {credential.product_key} was imported twice."
+            number += 1
+
+
+def _wrong_counts(product: Product, records: Sequence[Record]) -> Iterator[str]:
+    """Yield what does not add up in a product: its counts, its devices, and its free certificates."""
+    counts = [sum(record.status == status for record in records) for status in range(len(STATUS_NAMES))]
+    if counts != product.counts:
+        yield f"Product {product.key}: the counts of its states are wrong."
+    held = [record.device_id for record in records if record.device_id]
+    if sorted(held) != sorted(product.devices):
+        yield f"Product {product.key}: a device holds two certificates, or none that is known."
+    if any(record.status in (ALLOCATED, WRITTEN, FAILED) and not record.device_id for record in records):
+        yield f"Product {product.key}: a certificate is with a device that is not known."
+    if product.free != sum(record.status == UNALLOCATED and not record.device_id for record in records):
+        yield f"Product {product.key}: the number of free certificates is wrong."
+
+
+def in_both(one: State, other: State) -> Iterator[Tuple[str, List[str]]]:
+    """Yield the ProductKey and the names of certificates that are in two stores."""
+    for key, product in one.products.items():
+        if key in other.products:
+            names = sorted(product.names.keys() & other.products[key].names.keys())
+            if names:
+                yield key, names
+
+
 # ======================================================================================================================
 # 10. Protocol messages (pure)
 # ======================================================================================================================
@@ -2136,6 +2477,7 @@ def format_reply(http_status: int, body: bytes, keep_alive: bool, content_type: 
 
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
+EVICTABLE = 100  # connections among which one to close is looked for
 MANAGEMENT = "/certtool/"
 LOOPBACK_HOSTS = re.compile(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 RESULTS = {  # of an event's kind, for the console
@@ -2472,6 +2814,7 @@ class CertServer(http.server.HTTPServer):
         self._selector = selectors.DefaultSelector()
         self._listeners: List[socket.socket] = []
         self._most_connections = _most_connections()
+        self._of_peer: Dict[str, int] = {}  # connections by address
         self._sweep_at = 0.0
         self._failing = ""
         if ":" in host:
@@ -2582,17 +2925,25 @@ class CertServer(http.server.HTTPServer):
                 return
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if len(self.connections) >= self._most_connections:
-                self._evict()
             handler = CertRequestHandler(connection, address, self)
+            if not is_loopback(handler.station) and self._of_peer.get(handler.station, 0) >= self._most_of_peer:
+                self._evict(handler.station)
+            elif len(self.connections) >= self._most_connections:
+                self._evict()
             self.connections[handler] = None
+            self._of_peer[handler.station] = self._of_peer.get(handler.station, 0) + 1
             handler.feed()  # its request has often arrived with it
             if handler.open and not handler.closing:
                 handler.watch()
 
-    def _evict(self) -> bool:
-        """Close the connection that said nothing for the longest time, so that a new client finds room."""
-        victims = [handler for handler in self.connections if not handler.waiting and not handler.due]
+    @property
+    def _most_of_peer(self) -> int:
+        return max(1, self._most_connections // PEER_SHARE)
+
+    def _evict(self, station: str = "") -> bool:
+        """Close the connection, of this peer if named, that was silent longest, so that a new client finds room."""
+        ready = (handler for handler in self.connections if not handler.waiting and not handler.due)
+        victims = list(itertools.islice((handler for handler in ready if station in ("", handler.station)), EVICTABLE))
         victim = next((handler for handler in victims if handler.idle), victims[0] if victims else None)
         if victim is None:
             return False
@@ -2619,7 +2970,10 @@ class CertServer(http.server.HTTPServer):
     def forget(self, handler: CertRequestHandler) -> None:
         """A connection ends; an import that it asked for ends with it."""
         self.watch(handler, 0)
-        self.connections.pop(handler, None)
+        if self.connections.pop(handler, handler) is None:
+            self._of_peer[handler.station] -= 1
+            if not self._of_peer[handler.station]:
+                del self._of_peer[handler.station]
         if self.job and self.job[1] is handler:
             job, self.job = self.job[0], None
             job.close()
@@ -3143,7 +3497,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_store_commands(add: AddCommand) -> None:
-    """Add what runs the store: serve, import, release, void."""
+    """Add what runs the store: serve, import, release, void, accept-restore."""
     serve = add("serve", run_serve, "Give certificates to devices and programmers over HTTP.")
     serve.add_argument("port", nargs="?", type=_port, default=DEFAULT_PORT, help="default 8000; 0 takes a free one")
     serve.add_argument("--host", default="0.0.0.0", metavar="ADDR", help="address to listen on (default: all)")
@@ -3152,6 +3506,7 @@ def _add_store_commands(add: AddCommand) -> None:
     serve.add_argument(
         "--allow", action="append", default=[], type=_network, metavar="CIDR", help="only these stations"
     )
+    serve.add_argument("--mirror", default="", type=os.path.abspath, metavar="DIR", help="second copy, on another disk")
     serve.add_argument("--require-device-id", action="store_true", help="refuse requests without a DeviceID")
 
     importing = add("import", run_import, "Add certificates to the store, also beside a running server.")
@@ -3177,9 +3532,17 @@ def _add_store_commands(add: AddCommand) -> None:
         if name == "release":
             operation.add_argument("--force", action="store_true", help="also where it is Written")
 
+    accepting = add(
+        "accept-restore", run_accept_restore, "Serve an old copy of the store, which was put back, after all."
+    )
+    accepting.add_argument("--reason", required=True, type=_text, metavar="TEXT", help="stays in the journal")
+
 
 def _add_asking_commands(add: AddCommand) -> None:
-    """Add what only looks or asks: query, request, crc."""
+    """Add what only looks or asks: query, verify, request, crc."""
+    verify = add("verify", run_verify, "Audit a store, and that no certificate is in two stores. It changes nothing.")
+    verify.add_argument("others", nargs="*", metavar="OTHER_STORE", help="the folder of another store")
+
     query = add("query", run_query, "Show what became of certificates.")
     query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
     query.add_argument("--device-id", metavar="ID")
@@ -3285,9 +3648,12 @@ class _ProgressLine:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _open_store(options: argparse.Namespace, writer: bool) -> Tuple[Store, State]:
+def _open_store(
+    options: argparse.Namespace, writer: bool, accept: Optional[Mapping[str, Any]] = None
+) -> Tuple[Store, State]:
     """Open and load the store; say on stderr what was found there. Raises StoreError."""
-    store = Store(store_folder(options.data), options.command, writer)
+    marks, mirror = marks_folder() if writer else None, getattr(options, "mirror", "")
+    store = Store(store_folder(options.data), options.command, writer, marks, mirror, accept)
     state, progress = State(), _ProgressLine()
     try:
         store.load(state, progress)
@@ -3515,6 +3881,19 @@ def run_operation(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_accept_restore(options: argparse.Namespace) -> int:
+    """Let an old copy of the store be served: a person knows which devices it has forgotten, and says why."""
+    if not options.reason.strip():
+        raise Refused("A reason is needed: give it with --reason.")
+    if not os.path.isdir(store_folder(options.data)):
+        raise Refused("There is no store to accept: name it with --data.")
+    store, state = _open_store(options, writer=True, accept={"who": _who(), "reason": options.reason.strip()})
+    with contextlib.closing(store):
+        left = sum(product.free for product in state.products.values())
+    print(f"The old copy counts now, with {left:,} free certificates. The journal says who accepted it and why.")
+    return 0
+
+
 def _who() -> str:
     try:
         return getpass.getuser()
@@ -3566,6 +3945,40 @@ def _play(options: argparse.Namespace, station: Station) -> int:
             print(f"{times:,} times: {failure}")
     if report["duplicates"] or report["failures"]:
         return _fail("The line did not run clean: see above.", 1)
+    return 0
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Audit stores; print a line for each finding, and one for each store that is as it should be."""
+    folders = [store_folder(options.data), *map(os.path.abspath, options.others)]
+    checked: List[Tuple[str, State]] = []
+    findings = 0
+    for folder in dict.fromkeys(folders):
+        store, state = Store(folder, options.command, writer=False, marks=marks_folder()), State()
+        found = 0
+        for finding in audit(store, state):
+            found += 1
+            print(f"{folder}: {finding}")
+        for note in store.notes:
+            print(f"certtool: {folder}: {note}", file=sys.stderr)
+        for other, state_of_other in checked:
+            for key, names in in_both(state_of_other, state):
+                found += 1
+                print(
+                    f"{folder}: {len(names):,} certificates of product {key} are also in {other}, such as {names[0]}."
+                )
+        if not found:
+            counts = [sum(product.counts[status] for product in state.products.values()) for status in range(5)]
+            told = ", ".join(f"{count:,} {name}" for count, name in zip(counts, STATUS_NAMES))
+            print(f"{folder}: {len(state.names):,} certificates ({told}): all is right.")
+        findings += found
+        checked.append((folder, state))
+        store.close()
+    if findings:
+        return _fail(f"{findings:,} findings: see above, and do not serve these stores before you know why.", 1)
     return 0
 
 

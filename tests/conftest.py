@@ -19,6 +19,14 @@ settings.register_profile("certtool", deadline=None, suppress_health_check=[Heal
 settings.load_profile("certtool")
 
 
+@pytest.fixture(autouse=True)
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which this test's certtool keeps its high-water marks, instead of the user's profile."""
+    for name in ("XDG_STATE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / "profile"))
+    return tmp_path / "profile" / "certtool"
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """The folder of a store that does not exist yet."""
