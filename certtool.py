@@ -3506,7 +3506,7 @@ def _add_store_commands(add: AddCommand) -> None:
     serve.add_argument(
         "--allow", action="append", default=[], type=_network, metavar="CIDR", help="only these stations"
     )
-    serve.add_argument("--mirror", default="", type=os.path.abspath, metavar="DIR", help="second copy, on another disk")
+    serve.add_argument("--mirror", type=os.path.abspath, metavar="DIR", help="second copy, on another disk")
     serve.add_argument("--require-device-id", action="store_true", help="refuse requests without a DeviceID")
 
     importing = add("import", run_import, "Add certificates to the store, also beside a running server.")
@@ -3652,7 +3652,7 @@ def _open_store(
     options: argparse.Namespace, writer: bool, accept: Optional[Mapping[str, Any]] = None
 ) -> Tuple[Store, State]:
     """Open and load the store; say on stderr what was found there. Raises StoreError."""
-    marks, mirror = marks_folder() if writer else None, getattr(options, "mirror", "")
+    marks, mirror = marks_folder() if writer else None, getattr(options, "mirror", None) or ""
     store = Store(store_folder(options.data), options.command, writer, marks, mirror, accept)
     state, progress = State(), _ProgressLine()
     try:

@@ -19,6 +19,17 @@ settings.register_profile("certtool", deadline=None, suppress_health_check=[Heal
 settings.load_profile("certtool")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the harnesses look for faults."""
+    parser.addoption("--thorough", action="store_true", help="look for faults ten times as long, with all programs")
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether time does not matter."""
+    return bool(request.config.getoption("--thorough"))
+
+
 @pytest.fixture(autouse=True)
 def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which this test's certtool keeps its high-water marks, instead of the user's profile."""

@@ -376,6 +376,7 @@ def test_a_damaged_journal_is_refused_by_each_command_and_not_changed(certtool: 
 def test_release_and_void_need_a_name_and_a_reason(certtool: RunCerttool, used: Path) -> None:
     name = listed(certtool, used, "--device-id", "MAC-F")[0]["DeviceName"]
     before = (used / "journal.csv").read_bytes()
+    assert "sees this store for the first time" in sentence(certtool("import", SAMPLE, "--data", used).stderr)
     for command in ("release", "void"):
         assert "--reason" in certtool(command, name, "--data", used, ok=2).stderr
         assert "DEVICE_NAME" in certtool(command, "--reason", "x", "--data", used, ok=2).stderr
