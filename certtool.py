@@ -1351,9 +1351,15 @@ class HighWaterMark:
         if writer:
             os.makedirs(folder, 0o700, exist_ok=True)
         self._descriptor = _open(os.path.join(folder, store_id), os.O_RDWR | os.O_CREAT if writer else os.O_RDONLY)
-        if writer and not _try_lock(self._descriptor):
-            self.close()
-            raise StoreError("A copy of this store is in use on this PC: stop the certtool that serves it.")
+        try:
+            if writer and not _try_lock(self._descriptor):
+                raise StoreError("A copy of this store is in use on this PC: stop the certtool that serves it.")
+            self._read()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def _read(self) -> None:
         self._place = 0  # of the line to overwrite next
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         data = os.read(self._descriptor, 2 * MARK_LENGTH)
@@ -1665,7 +1671,9 @@ class Store:
             self._lose_mark(error)
 
     def _lose_mark(self, error: OSError) -> None:
-        self._mark = None
+        if self._mark:
+            self._mark.close()
+            self._mark = None
         self.warn(
             f"This PC cannot remember how far the store has come ({error.strerror}: {self._marks or 'no profile'}), so "
             "an old copy put back would not be noticed."

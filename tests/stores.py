@@ -137,7 +137,7 @@ class Disk:
         return fault
 
     def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args: None if self._meets(name) == IGNORE else real(*args)
+        return lambda *args, **named: None if self._meets(name) == IGNORE else real(*args, **named)
 
     def write(self, descriptor: int, data: bytes) -> int:
         """Write all, a part, or nothing."""

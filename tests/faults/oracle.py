@@ -150,4 +150,4 @@ def judged(tally: Tally, oracle: Oracle, folder: Path, marks: Optional[Path] = N
     verdict = oracle.judge(folder, marks)
     tally.lost += len(verdict.lost)
     tally.duplicated += len(verdict.duplicated)
-    assert verdict == Verdict([], []), f"{tally.fault}, round {tally.rounds}"
+    assert verdict == Verdict([], []), f"{tally.fault}, round {tally.rounds}: {verdict}"

@@ -15,7 +15,7 @@ import pytest
 from tests import identities
 from tests.faults import victim
 from tests.faults.oracle import Oracle, Tally, judged
-from tests.identities import PRODUCT, rows
+from tests.identities import rows
 from tests.stations import Stations
 from tests.support import Server, no_traceback
 
@@ -161,4 +161,3 @@ def test_the_oracle_sees_what_is_lost_and_what_is_given_twice(tmp_path: Path, po
         assert bool(verdict.duplicated) == (device_id == "MAC-3")
     other.imported = 401
     assert len(other.judge(tmp_path / "store").lost) == 2
-    assert PRODUCT
