@@ -966,7 +966,6 @@ def _sniff_separator(header: str) -> Tuple[str, List[str]]:
 
 FORMAT_VERSION = 1
 JOURNAL_HEADER = b"Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,Digest\n"
-JOURNAL_WIDTH = 9
 DIGEST_LENGTH = 16
 
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
