@@ -83,6 +83,7 @@ from typing import (
     NoReturn,
     Optional,
     Sequence,
+    Set,
     Tuple,
     Union,
 )
@@ -519,7 +520,7 @@ class Undo(NamedTuple):
 class Product:
     """The certificates of one ProductKey: by name, by the DeviceID that holds or is promised them, and free ones."""
 
-    __slots__ = ("bound", "counts", "cursor", "devices", "key", "names", "pool", "returned")
+    __slots__ = ("bound", "counts", "cursor", "devices", "key", "low", "names", "pool", "returned")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -530,6 +531,7 @@ class Product:
         self.returned: Deque[int] = deque()  # released ones, given out last
         self.counts = [0] * len(STATUS_NAMES)
         self.bound = 0  # Unallocated ones that wait for the device they are bound to
+        self.low = LOW_STOCK  # see `low_stock_limit`
 
     @property
     def free(self) -> int:
@@ -573,6 +575,11 @@ class Staged:
                 product.bound += 1
             else:
                 product.pool.append(number)
+
+
+def low_stock_limit(total: int) -> int:
+    """Fewer free certificates than this are a low stock, of a product that has `total`."""
+    return max(LOW_STOCK, -(-total * LOW_STOCK_PERCENT // 100))
 
 
 class State:
@@ -703,13 +710,21 @@ class State:
         self._written_at[number] = written_at
         if rerequests:
             self._rerequests[number] = rerequests
-        else:
+        elif self._rerequests:
             self._rerequests.pop(number, None)
         product.counts[old_status] -= 1
         product.counts[status] += 1
-        product.bound += (status == UNALLOCATED and device_id != "") - (old_status == UNALLOCATED and old_device != "")
-        if status == UNALLOCATED and not device_id:
-            product.returned.append(number)
+        if old_status == UNALLOCATED and old_device:
+            product.bound -= 1
+        if status == UNALLOCATED:
+            if device_id:
+                product.bound += 1
+            else:
+                product.returned.append(number)
+        return self._pass_over(product)
+
+    def _pass_over(self, product: Product) -> Sequence[int]:
+        """Let cursor and `returned` stand at free certificates again; return the numbers that left `returned`."""
         pool, cursor = product.pool, product.cursor
         while cursor < len(pool) and self._status[pool[cursor]] != UNALLOCATED:
             cursor += 1
@@ -735,6 +750,7 @@ class State:
                 product.pool.extend(new.pool)
                 product.bound += new.bound
                 product.counts[UNALLOCATED] += new.counts[UNALLOCATED]
+            self.products[key].low = low_stock_limit(self.products[key].total)
             for device_id, number in new.devices.items():
                 self._grow(number)
                 self._device[number] = device_id
@@ -955,7 +971,6 @@ def _sniff_separator(header: str) -> Tuple[str, List[str]]:
 
 FORMAT_VERSION = 1
 JOURNAL_HEADER = b"Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,Digest\n"
-JOURNAL_WIDTH = 9
 DIGEST_LENGTH = 16
 
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
@@ -990,6 +1005,7 @@ def _second_as_text(second: int) -> Tuple[str, str]:
     return text[:19], text[19:]
 
 
+@functools.lru_cache(maxsize=64)
 def format_time(milliseconds: int) -> str:
     """Return ISO 8601 local time with offset, from milliseconds since 1970 UTC; "" for 0, which never happened."""
     if not milliseconds:
@@ -1218,6 +1234,12 @@ class Lock:
         return StoreBusy(f"The store {os.path.dirname(path)} is in use by {who}", holder)
 
 
+def _certificate_of(line: bytes) -> Certificate:
+    cells = decode_cells(line[:-1].decode("ascii"))
+    checksum = cells.pop()
+    return Certificate(Credential(*cells), checksum)
+
+
 class ImportFile:
     """One file in imports/, known by where each row starts."""
 
@@ -1255,8 +1277,7 @@ class ImportFile:
         if self.file is None:
             self.file = open(self.path, "rb")  # noqa: SIM115 - kept open, closed by the store
         self.file.seek(self.offsets[number - self.first])
-        line = self.file.readline()
-        return Certificate(_credential_of(line), line[-9:-1].decode())
+        return _certificate_of(self.file.readline())
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
@@ -1273,12 +1294,6 @@ def _stage_rows(staged: Staged, lines: Sequence[str]) -> None:
         end = start + sum(1 for _ in run)
         staged.add(key, names[start:end], device_ids[start:end])
         start = end
-
-
-def _credential_of(line: bytes) -> Credential:
-    cells = decode_cells(line[:-1].decode("ascii"))
-    cells.pop()
-    return Credential(*cells)
 
 
 def encode_rows(credentials: Sequence[Credential], checksums: Sequence[int]) -> List[bytes]:
@@ -1464,6 +1479,7 @@ class Mirror:
         """Append the journal lines that the store has just made durable, and make them durable here."""
         if self.failure:
             self._remind()
+        if self.failure or self._journal < 0:  # what came before `catch_up` is added there
             return
         try:
             _write_all(self._journal, data)
@@ -1823,7 +1839,7 @@ class Store:
                 with open(imported.path, "rb") as file:
                     file.readline()
                     for lines in iter(lambda: file.readlines(READ_BYTES), []):
-                        yield [Certificate(_credential_of(line), line[-9:-1].decode()) for line in lines]
+                        yield list(map(_certificate_of, lines))
             except (OSError, ValueError, TypeError, csv.Error):
                 raise StoreUnavailable(f"{imported.path} cannot be read: put it back.") from None
 
@@ -1917,11 +1933,6 @@ class Allocation(NamedTuple):
     certificate: Certificate
     device_id: str
     kind: str  # of the event that it took, SAME for none
-
-
-def low_stock_limit(product: Product) -> int:
-    """Fewer free certificates than this are a low stock."""
-    return max(LOW_STOCK, -(-product.total * LOW_STOCK_PERCENT // 100))
 
 
 def _made_up_id(product: Product) -> str:
@@ -2082,14 +2093,17 @@ class Service:
             raise
         if undo:
             self._undo.append(undo)
-            if event.kind == "allocate" and undo.record.status == UNALLOCATED:
-                self._warn_of_stock(undo.product)
+            product = undo.product
+            if event.kind == "allocate" and product.counts[UNALLOCATED] - product.bound < product.low:
+                self._warn_of_stock(undo)
 
-    def _warn_of_stock(self, product: Product) -> None:
-        left, limit = product.free, low_stock_limit(product)
+    def _warn_of_stock(self, undo: Undo) -> None:
+        product, left = undo.product, undo.product.free
+        if undo.record.status != UNALLOCATED:
+            return
         if left == 0:
             self.notify(f"No certificate of product {product.key} is left: import more now.")
-        elif left == limit - 1:
+        elif left == product.low - 1:
             self.notify(f"Only {left} certificates of product {product.key} are left: import more.")
 
     # -- importing -----------------------------------------------------------------------------------------------------
@@ -2337,7 +2351,6 @@ REASONS = {
 ACTIONS = (REQUEST, BURN_SUCCEEDED, BURN_FAILED)  # the wire's numbers are the state machine's columns
 ACTION_NAMES = ("request", "burned", "failed")
 
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
 _REQUEST_LINE = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/(\d\.\d)")
 _HEADER_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*)")
 _LENGTH = re.compile(r"\d{1,12}")
@@ -2386,6 +2399,18 @@ def parse_head(data: bytes) -> Head:
     return Head(method, path, keep_alive, int(length), headers)
 
 
+def _head_end(buffer: bytearray) -> Tuple[int, int]:
+    """Return where the first empty line begins, line end before it included, and where the body does; 0 for neither."""
+    crlf, lf = buffer.find(b"\n\r\n"), buffer.find(b"\n\n")  # a client may end its lines by LF alone
+    if crlf >= 0 and (lf < 0 or crlf < lf):
+        end, start = crlf, crlf + 3
+    elif lf >= 0:
+        end, start = lf, lf + 2
+    else:
+        return 0, 0
+    return (end - 1 if buffer[end - 1] == 13 else end), start
+
+
 def _no_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -2397,24 +2422,20 @@ def _refuse_constant(name: str) -> NoReturn:
     raise BadRequest(f"{name} is not JSON.")
 
 
-def _bounded_int(text: str) -> int:
-    if len(text) > 20:
-        raise BadRequest("A number of the JSON is too long.")
-    return int(text)
-
-
-_DECODE = json.JSONDecoder(
-    object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant, parse_int=_bounded_int
-).decode
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+_SCAN: Callable[[str, int], Tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]
 
 
 def parse_object(body: bytes) -> Dict[str, Any]:
     """Read one JSON object, strictly. Raises BadRequest."""
     try:
-        value = _DECODE(body.decode())
+        text = body.decode().strip(" \t\r\n")
+        value, end = _SCAN(text, 0)
+        if end != len(text):
+            raise ValueError("more than one value")
     except UnicodeDecodeError:
         raise BadRequest("The body is not UTF-8.") from None
-    except ValueError:
+    except (ValueError, StopIteration):
         raise BadRequest("The body is not one JSON object.") from None
     except RecursionError:
         raise BadRequest("The JSON is nested too deep.") from None
@@ -2476,16 +2497,17 @@ def format_reply(http_status: int, body: bytes, keep_alive: bool, content_type: 
 # ======================================================================================================================
 # 11. HTTP server
 # ======================================================================================================================
-# One thread, one loop. A turn: read every ready connection; run every whole request; commit once; send the replies; a
-# slice of an import, if one is under way. No reply of the service leaves before the commit of its turn: that is the
-# order of the turn, not a rule to remember. A half-sent request costs a buffer and has a deadline.
+# One thread, one loop. A turn: read every ready connection; run every whole request; look again for a moment, since
+# what came meanwhile can share the commit; commit once; send the replies; a slice of an import, if one is under way.
+# No reply of the service leaves before the commit of its turn: that is the order of the turn, not a rule to remember.
+# A half-sent request costs a buffer and has a deadline.
 #
 # The LAN sees only the protocol. Management is POST /certtool/..., from a loopback peer, to a loopback Host, with the
 # token that `serve` leaves in the store's lock file.
 
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
-EVICTABLE = 100  # connections among which one to close is looked for
+GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
 MANAGEMENT = "/certtool/"
 LOOPBACK_HOSTS = re.compile(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 RESULTS = {  # of an event's kind, for the console
@@ -2520,27 +2542,29 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     """
 
     server: CertServer
+    head: Optional[Head] = None
+    body = b""
+    unsent = b""
+    events = 0  # what the selector watches
+    idle = True  # between two requests
+    closing = False  # the last reply is decided: read no further request
+    finished = False  # the last reply is sent, or in `unsent`
+    draining = False
+    waiting = False  # the reply comes when an import is done
+    more = False  # whole requests may be left in the buffer
+    held = False  # so they are, until the peer takes replies
+    due = 0  # replies that wait for the end of the turn
+    open = True
 
     def __init__(self, connection: socket.socket, client_address: Any, server: CertServer) -> None:
         self.connection = connection
         self.client_address = client_address
         self.server = server
-        self.station = re.sub(r"^::ffff:(?=\d+\.)", "", str(client_address[0]))  # IPv4 over an IPv6 socket
+        self.station = str(client_address[0])
+        if self.station.startswith("::ffff:"):  # IPv4 over an IPv6 socket
+            self.station = self.station[7:]
         self.buffer = bytearray()
-        self.head: Optional[Head] = None
-        self.body = b""
-        self.unsent = b""
         self.deadline = server.now + REQUEST_SECONDS
-        self.events = 0  # what the selector watches
-        self.idle = True  # between two requests
-        self.closing = False  # the last reply is decided: read no further request
-        self.finished = False  # the last reply is sent, or in `unsent`
-        self.draining = False
-        self.waiting = False  # the reply comes when an import is done
-        self.more = False  # whole requests may be left in the buffer
-        self.held = False  # so they are, until the peer takes replies
-        self.due = 0  # replies that wait for the end of the turn
-        self.open = True
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -2565,6 +2589,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         elif self.idle and not self.buffer:
             self.closing = True
             self._queue(b"", False, False)  # close behind what this turn still answers
+            self.watch()
         else:
             self.refuse(BadRequest("The connection ended in the middle of a request."))
 
@@ -2603,15 +2628,15 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             if self.idle:
                 self.idle = False
                 self.deadline = self.server.now + REQUEST_SECONDS
-            match = _HEAD_END.search(buffer)
-            if not match or match.end() > MAX_HEAD:
+            end, start = _head_end(buffer)
+            if not start or start > MAX_HEAD:
                 if len(buffer) > MAX_HEAD:
                     raise BadRequest(f"The headers are longer than {MAX_HEAD} bytes.", 431)
                 if not buffer[:1].isupper():
                     raise BadRequest("This is not an HTTP request: send POST / HTTP/1.1 with a JSON body.")
                 return False
-            self.head = parse_head(bytes(buffer[: match.start()]))
-            del buffer[: match.end()]
+            self.head = parse_head(bytes(buffer[:end]))
+            del buffer[:start]
             self._check_length(self.head)
         head = self.head
         if len(buffer) < head.length:
@@ -2640,10 +2665,9 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.idle = True
         if not self.unsent:
             self.deadline = self.server.now + IDLE_SECONDS
-        self.server.heard_of(self)
         if head.method not in ("POST", "GET"):
             raise BadRequest("Only POST carries a request.", 501)
-        if not self.server.allows(self.station) and not head.path.startswith(MANAGEMENT):
+        if self.server.networks and not self.server.allows(self.station) and not head.path.startswith(MANAGEMENT):
             raise Forbidden("This station is not allowed here: see serve --allow.")
         if head.method == "POST":
             self.do_POST()
@@ -2659,7 +2683,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.server.manage(self, self.path[len(MANAGEMENT) :])
             return
         server = self.server
-        device_id, name, action, now = "-", "-", "?", _now()
+        device_id, name, action, now = "-", "-", "?", server.wall
         try:
             product_key, device_id, verb = parse_request(self.body)
             action = ACTION_NAMES[verb]
@@ -2687,7 +2711,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         """Queue an answer for the end of the turn; a `recorded` one becomes a 503 if the commit fails."""
         if not self.keep_alive:
             self.closing = True
-        self._queue(format_reply(http_status, body, self.keep_alive), recorded, self.keep_alive)
+        self.due += 1
+        self.server.replies.append((self, format_reply(http_status, body, self.keep_alive), recorded, self.keep_alive))
 
     def _queue(self, data: bytes, recorded: bool, keep_alive: bool) -> None:
         self.due += 1
@@ -2722,9 +2747,11 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             except OSError:
                 self.close()
                 return
-            self.unsent = data[sent:]
-            if self.unsent:
+            if sent < len(data):
+                self.unsent = data[sent:]
                 self.deadline = self.server.now + REPLY_SECONDS
+            elif not last and self.events == READ and not (self.more or self.held or self.waiting):
+                return  # as most often: the next request may come
         self.settle()
 
     def flush(self) -> None:
@@ -2754,10 +2781,10 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if self.closing:
             takes = self.draining
         else:
-            takes = (
-                not (self.more or self.held) and len(self.unsent) <= MAX_UNSENT and not (self.waiting and self.buffer)
-            )
-        self.server.watch(self, (READ if takes else 0) | (WRITE if self.unsent else 0))
+            takes = not (self.more or self.held or len(self.unsent) > MAX_UNSENT or (self.waiting and self.buffer))
+        events = (READ if takes else 0) | (WRITE if self.unsent else 0)
+        if events != self.events:
+            self.server.watch(self, events)
 
     def on_ready(self, events: int) -> None:
         """The selector's call."""
@@ -2765,7 +2792,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.flush()
         if events & READ and self.open:
             self.feed()
-            if self.open and not self.due:  # else the reply's sending sees to it
+            if self.open:
                 self.watch()
 
     def expire(self) -> None:
@@ -2789,8 +2816,8 @@ Reply = Tuple[CertRequestHandler, bytes, bool, bool]  # connection, bytes, recor
 class CertServer(http.server.HTTPServer):
     """The loop. Construction binds and listens, and raises CertToolError where the address is taken or wrong.
 
-    It is ready once `serve_forever` runs. `on_event` gets what a console shows of each request, `notify` sentences for
-    the operator.
+    It is ready once `serve_forever` runs. `on_events` gets what a console shows of a turn's requests, `notify` gets
+    sentences for the operator.
     """
 
     allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
@@ -2800,28 +2827,29 @@ class CertServer(http.server.HTTPServer):
         self,
         host: str,
         port: int,
-        on_event: Callable[[RequestEvent], None],
+        on_events: Callable[[Sequence[RequestEvent]], None],
         notify: Callable[[str], None],
         allow: Sequence[str] = (),
         crc_as_int: bool = False,
     ) -> None:
         self.service: Service
-        self.on_event = on_event
+        self.on_events = on_events
         self.notify = notify
         self.crc_as_int = crc_as_int
         self.token = secrets.token_urlsafe(32)
         self.stopping = False
-        self.now = time.monotonic()
-        self.connections: Dict[CertRequestHandler, None] = {}  # the one that was heard of longest ago comes first
+        self.now, self.wall = time.monotonic(), _now()  # of this turn: deadlines, and the time of its events
+        self.connections: Set[CertRequestHandler] = set()
         self.replies: List[Reply] = []
         self.turn_events: List[RequestEvent] = []
         self.again: List[CertRequestHandler] = []
         self.job: Optional[Tuple[Generator[None, None, ImportReport], CertRequestHandler]] = None
-        self._networks = [ipaddress.ip_network(network) for network in allow]
+        self.networks = [ipaddress.ip_network(network) for network in allow]
         self._allowed: Dict[str, bool] = {}
         self._selector = selectors.DefaultSelector()
         self._listeners: List[socket.socket] = []
         self._most_connections = _most_connections()
+        self._most_of_peer = max(1, self._most_connections // PEER_SHARE)
         self._of_peer: Dict[str, int] = {}  # connections by address
         self._sweep_at = 0.0
         self._failing = ""
@@ -2836,7 +2864,8 @@ class CertServer(http.server.HTTPServer):
             raise CertToolError(_why_not_bound(host, port, error)) from None
         for listener in self._listeners:
             listener.setblocking(False)
-            self._selector.register(listener, READ, functools.partial(self._accept, listener))
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._selector.register(listener, READ, functools.partial(self._accept, listener, int(listener.family)))
 
     def server_bind(self) -> None:
         """Bind; the base class would ask DNS for our name, 30 s on a PC that has none."""
@@ -2876,14 +2905,17 @@ class CertServer(http.server.HTTPServer):
     def turn(self, poll_interval: float) -> None:
         """One turn: see the section's head."""
         ready = self._selector.select(0 if self.job or self.again else poll_interval)
-        self.now = time.monotonic()
+        self.now, self.wall = time.monotonic(), _now()
         again, self.again = self.again, []
         for handler in again:
             handler.run()
             if handler.open and not handler.closing:
                 handler.watch()
-        for key, events in ready:
-            key.data(events)
+        while ready:
+            for key, events in ready:
+                key.data(events)
+            gathering = time.monotonic() < self.now + GATHER_SECONDS
+            ready = self._selector.select(0) if gathering else []
         self._finish_turn()
         if self.job:
             self._work()
@@ -2914,15 +2946,16 @@ class CertServer(http.server.HTTPServer):
                 data = format_reply(failure.http_status, format_error(failure), keep_alive)
             handler.send(data, not keep_alive)
         events, self.turn_events = self.turn_events, []
-        for event in events:
-            self.on_event(event._replace(result=f"refused: {failure.code}") if failure else event)
+        if failure:
+            events = [event._replace(result=f"refused: {failure.code}") for event in events]
+        self.on_events(events)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
-    def _accept(self, listener: socket.socket, _events: int) -> None:
+    def _accept(self, listener: socket.socket, family: int, _events: int) -> None:
         for _ in range(ACCEPTS):
             try:
-                connection, address = listener.accept()
+                descriptor, address = listener._accept()  # type: ignore[attr-defined]  # accept() looks enums up
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -2931,37 +2964,32 @@ class CertServer(http.server.HTTPServer):
                 if not self._evict():
                     self.notify(f"No connection can be taken ({error.strerror}): close other programs.")
                 return
+            connection = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
             connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sys.platform == "win32":  # elsewhere the listener passes it on
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             handler = CertRequestHandler(connection, address, self)
             if not is_loopback(handler.station) and self._of_peer.get(handler.station, 0) >= self._most_of_peer:
                 self._evict(handler.station)
             elif len(self.connections) >= self._most_connections:
                 self._evict()
-            self.connections[handler] = None
+            self.connections.add(handler)
             self._of_peer[handler.station] = self._of_peer.get(handler.station, 0) + 1
             handler.feed()  # its request has often arrived with it
             if handler.open and not handler.closing:
                 handler.watch()
 
-    @property
-    def _most_of_peer(self) -> int:
-        return max(1, self._most_connections // PEER_SHARE)
-
     def _evict(self, station: str = "") -> bool:
         """Close the connection, of this peer if named, that was silent longest, so that a new client finds room."""
         ready = (handler for handler in self.connections if not handler.waiting and not handler.due)
-        victims = list(itertools.islice((handler for handler in ready if station in ("", handler.station)), EVICTABLE))
-        victim = next((handler for handler in victims if handler.idle), victims[0] if victims else None)
-        if victim is None:
+        victims = [handler for handler in ready if station in ("", handler.station)]
+        if not victims:
             return False
-        victim.close()
+        min(victims, key=lambda handler: (not handler.idle, handler.deadline)).close()
         return True
 
     def watch(self, handler: CertRequestHandler, events: int) -> None:
-        """Set what the selector wakes this connection for."""
-        if events == handler.events:
-            return
+        """Change what the selector wakes this connection for."""
         if not handler.events:
             self._selector.register(handler.connection, events, handler.on_ready)
         elif not events:
@@ -2970,32 +2998,26 @@ class CertServer(http.server.HTTPServer):
             self._selector.modify(handler.connection, events, handler.on_ready)
         handler.events = events
 
-    def heard_of(self, handler: CertRequestHandler) -> None:
-        """Put a connection that made a request last in the order of eviction."""
-        self.connections.pop(handler, None)
-        self.connections[handler] = None
-
     def forget(self, handler: CertRequestHandler) -> None:
         """A connection ends; an import that it asked for ends with it."""
-        self.watch(handler, 0)
-        if self.connections.pop(handler, handler) is None:
-            self._of_peer[handler.station] -= 1
-            if not self._of_peer[handler.station]:
-                del self._of_peer[handler.station]
+        if handler.events:
+            self.watch(handler, 0)
+        self.connections.discard(handler)
+        self._of_peer[handler.station] -= 1
+        if not self._of_peer[handler.station]:
+            del self._of_peer[handler.station]
         if self.job and self.job[1] is handler:
             job, self.job = self.job[0], None
             job.close()
 
     def allows(self, station: str) -> bool:
-        """Say whether --allow lets this station in; without one all are."""
-        if not self._networks:
-            return True
+        """Say whether --allow lets this station in."""
         if station not in self._allowed:
             if len(self._allowed) > MAX_CONNECTIONS:
                 self._allowed.clear()
             address = ipaddress.ip_address(station.partition("%")[0])
             mapped = getattr(address, "ipv4_mapped", None) or address
-            self._allowed[station] = any(mapped in network for network in self._networks)
+            self._allowed[station] = any(mapped in network for network in self.networks)
         return self._allowed[station]
 
     def unexpected(self, error: Exception) -> None:
@@ -3122,7 +3144,7 @@ def _why_not_bound(host: str, port: int, error: Exception) -> str:
 
 
 class Console:
-    """What the operator sees of the running server. `event` and `notify` return at once, whatever the screen does."""
+    """What the operator sees of the running server. `events` and `notify` return at once, whatever the screen does."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -3137,10 +3159,10 @@ class Console:
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
         self._thread.start()
 
-    def event(self, event: RequestEvent) -> None:
-        """Show a request."""
-        self._events.append(event)
-        self._put += 1
+    def events(self, events: Sequence[RequestEvent]) -> None:
+        """Show requests."""
+        self._events.extend(events)
+        self._put += len(events)
 
     def notify(self, sentence: str) -> None:
         """Show a sentence that matters."""
@@ -3684,7 +3706,7 @@ def run_serve(options: argparse.Namespace) -> int:
     console = Console(sys.stdout)
     try:
         server = CertServer(
-            options.host, options.port, console.event, console.notify, options.allow, options.crc_format == "int"
+            options.host, options.port, console.events, console.notify, options.allow, options.crc_format == "int"
         )
         with server:
             store, state = _open_store(options, writer=True)
@@ -3695,6 +3717,7 @@ def run_serve(options: argparse.Namespace) -> int:
                 _announce(server, store)
                 _stop_on_signals(server)
                 gc.freeze()  # the state lives as long as the process: do not search a million strings for garbage
+                gc.set_threshold(100_000)  # requests leave none but by an error
                 _print_start(server, store, state)
                 server.serve_forever()
     finally:
@@ -3737,7 +3760,7 @@ def _print_start(server: CertServer, store: Store, state: State) -> None:
     print(f"certtool {__version__}, CRC32 by {crc32_name()}, store {store.folder}")
     for product in state.products.values():
         left = product.free
-        low = "  *** LOW: import more" if left < low_stock_limit(product) else ""
+        low = "  *** LOW: import more" if left < product.low else ""
         print(f"Product {product.key}: {left:,} of {product.total:,} certificates left{low}")
     if not state.products:
         print("There is no certificate yet: add some with certtool.py import FILE, also while this runs.")

@@ -28,7 +28,7 @@ class Inside:
         self.notices: List[str] = []
         self.store, self.state = Store(str(folder), "serve"), State()
         self.store.load(self.state)
-        self.server = CertServer("127.0.0.1", 0, self.events.append, self.notices.append, **options)
+        self.server = CertServer("127.0.0.1", 0, self.events.extend, self.notices.append, **options)
         self.server.service = Service(self.store, self.state, self.notices.append)
         self._offset = 0.0
         clock = SimpleNamespace(

@@ -402,10 +402,10 @@ def test_without_room_and_without_a_connection_to_close_the_operator_is_told(ins
     class Listener:
         errors = iter((errno.ECONNABORTED, errno.EMFILE))
 
-        def accept(self) -> None:
+        def _accept(self) -> None:
             raise OSError(next(self.errors), "Too many open files")
 
-    server.server._accept(Listener(), 1)  # type: ignore[arg-type]
+    server.server._accept(Listener(), socket.AF_INET, 1)  # type: ignore[arg-type]
     assert server.notices == ["No connection can be taken (Too many open files): close other programs."]
 
 

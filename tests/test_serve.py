@@ -644,11 +644,11 @@ def test_what_a_stuck_screen_missed_is_counted_when_it_goes_on() -> None:
     screen = Screen()
     console = program.Console(screen)
     event = program.RequestEvent(1, "127.0.0.1", "request", "MAC-1", "name", "allocated")
-    console.event(event)
+    console.events([event])
     assert screen.stuck.wait(PATIENCE)
     total = program.CONSOLE_BACKLOG + 500
     for _ in range(total):
-        console.event(event)
+        console.events([event])
     console.notify("This matters.")
     screen.goes_on.set()
     assert console.close()

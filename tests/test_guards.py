@@ -1,0 +1,414 @@
+"""What stands outside the store: the mark of how far it came, the mirror, the audit, and a limit for each peer."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+import certtool as program
+from certtool import Service, State, Store, StoreError
+from tests import identities
+from tests.identities import PRODUCT, rows
+from tests.inside import Inside
+from tests.stores import RAISE, SHORT, STATION, Disk, files, import_files, upload
+from tests.support import SAMPLE, RunCerttool, StartServer
+from tests.wire import ask
+
+WIFI = "a1SampleWf0"
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs a mount, a mode or a device that Windows lacks")
+
+
+@contextlib.contextmanager
+def line(store: Path, **guards: Any) -> Iterator[Service]:
+    """Open a store with guards; what it warns of is in its notes."""
+    opened, state = Store(str(store), "test", **guards), State()
+    with contextlib.closing(opened):
+        opened.load(state)
+        yield Service(opened, state, opened.notes.append)
+
+
+def work(service: Service, *device_ids: str) -> None:
+    """Give each device a certificate."""
+    for device_id in device_ids:
+        service.request(PRODUCT, device_id, STATION, 1000)
+    service.commit()
+
+
+@pytest.fixture
+def marked(store: Path, profile: Path) -> Path:
+    """A store with five certificates, of which two are given out; returns its mark's file."""
+    with line(store, marks=str(profile)) as service:
+        import_files(service, upload(list(rows(5))))
+        work(service, "A")
+        work(service, "B")
+    [mark] = profile.iterdir()
+    return mark
+
+
+# -- high-water mark ---------------------------------------------------------------------------------------------------
+
+
+def test_the_mark_costs_no_sync_and_stands_at_the_last_event(
+    store: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(store, marks=str(profile)) as service:
+        import_files(service, upload(list(rows(5))))
+        disk = Disk(lambda call: "")
+        monkeypatch.setattr(program, "os", disk)
+        work(service, "A")
+        assert disk.calls == ["write", "fsync", "write"]
+        monkeypatch.undo()
+        [mark] = profile.iterdir()
+        last = (store / "journal.csv").read_text(encoding="utf-8").strip()[-16:]
+        assert f"000000000003 {last} " in mark.read_text()
+
+
+def test_any_earlier_state_of_the_journal_is_refused(store: Path, profile: Path, marked: Path) -> None:
+    assert marked.parent == profile
+    lines = (store / "journal.csv").read_bytes().splitlines(keepends=True)
+    for kept in range(2, len(lines)):
+        (store / "journal.csv").write_bytes(b"".join(lines[:kept]))
+        before = files(store)
+        with pytest.raises(StoreError, match="is not the latest copy"), line(store, marks=str(profile)):
+            pass
+        assert files(store) == before
+    (store / "journal.csv").write_bytes(b"".join(lines))
+    with line(store, marks=str(profile)):
+        pass
+
+
+def test_a_copy_that_went_its_own_way_on_another_pc_is_refused_here(
+    store: Path, profile: Path, marked: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    with line(store, marks=str(profile)) as service:
+        work(service, "here")
+    with line(copy, marks=str(tmp_path / "another PC")) as service:
+        assert "sees this store for the first time" in service.store.notes[-1]
+        work(service, "there", "and there")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="has another one, up to 6"), line(copy, marks=str(profile)):
+            pass
+    accept = {"who": "me", "reason": "this one counts"}
+    with line(copy, marks=str(profile), accept=accept):
+        pass
+    with line(copy, marks=str(profile)):
+        pass
+    with pytest.raises(StoreError, match="is not the latest copy"), line(store, marks=str(profile)):
+        pass
+    assert marked.exists()
+
+
+@pytest.mark.usefixtures("marked")
+def test_two_copies_of_a_store_are_not_served_at_once_on_one_pc(store: Path, profile: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    in_use = pytest.raises(StoreError, match="A copy of this store is in use on this PC")
+    with line(store, marks=str(profile)), in_use, line(copy, marks=str(profile)):
+        pass
+    with line(copy, marks=str(profile)):
+        pass
+
+
+def test_a_mark_that_was_torn_anywhere_still_refuses_all_but_the_latest_events(
+    store: Path, profile: Path, marked: Path, tmp_path: Path
+) -> None:
+    good = marked.read_bytes()
+    journal = (store / "journal.csv").read_bytes()
+    newest = max(range(0, len(good), program.MARK_LENGTH), key=lambda place: good[place : place + 12])
+    (store / "journal.csv").write_bytes(b"".join(journal.splitlines(keepends=True)[:2]))
+    for torn in range(program.MARK_LENGTH):
+        marked.write_bytes(good[: newest + torn] + bytes(program.MARK_LENGTH - torn) + good[newest + 47 :])
+        with pytest.raises(StoreError, match="is not the latest copy"), line(store, marks=str(profile)):
+            pass
+    for nothing in (b"", b"x" * 300, b"\n" * 300):
+        marked.write_bytes(nothing)
+        shutil.copytree(store, tmp_path / "copy")
+        with line(tmp_path / "copy", marks=str(profile)) as service:
+            assert service.state.names == []
+        shutil.rmtree(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("profile_is", ["none", "a file", "full"])
+def test_a_profile_that_is_missing_or_broken_never_stops_the_line(
+    profile_is: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    marks = {"none": "", "a file": str(tmp_path / "file"), "full": str(tmp_path / "full")}[profile_is]
+    with line(store, marks=marks) as service:
+        import_files(service, upload(list(rows(5))))
+        if profile_is == "full":
+            with monkeypatch.context() as patch:
+                nth = iter(["", "", RAISE])
+                patch.setattr(program, "os", Disk(lambda call: next(nth, ""), errno.ENOSPC))
+                work(service, "A")
+        work(service, "B")
+        warned = [note for note in service.store.notes if "cannot remember how far the store has come" in note]
+        assert len(warned) == 1
+        assert "an old copy put back would not be noticed" in warned[0]
+
+
+def test_where_there_is_no_profile_the_mark_is_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_STATE_HOME"
+    assert program.marks_folder() == str(tmp_path / "profile" / "certtool")
+    monkeypatch.setenv(name, "")
+    if sys.platform != "win32":
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert program.marks_folder() == str(tmp_path / ".local" / "state" / "certtool")
+        monkeypatch.setenv("HOME", "relative")
+    assert program.marks_folder() == ""
+
+
+# -- mirror ------------------------------------------------------------------------------------------------------------
+
+
+def same(store: Path, mirror: Path) -> bool:
+    """Whether the mirror is the store, but for what only the store's own process needs."""
+    kept = {name: data for name, data in files(store).items() if "torn" not in name}
+    return kept == files(mirror)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    return tmp_path / "other disk" / "mirror"
+
+
+def test_a_mirror_is_always_a_whole_copy_that_can_be_served(
+    server: StartServer, store: Path, mirror: Path, certtool: RunCerttool, tmp_path: Path
+) -> None:
+    running = server("--import", SAMPLE, "--mirror", mirror)
+    for number in range(5):
+        given = running.request(WIFI, f"MAC-{number}")
+        assert same(store, mirror)
+    certtool("import", identities.write(tmp_path / "pool.csv", 50), "--data", store)
+    assert same(store, mirror)
+    running.kill()
+    assert server(store=mirror).request(WIFI, "MAC-4") == given
+
+
+def test_a_mirror_that_is_behind_is_caught_up_at_the_start(store: Path, mirror: Path) -> None:
+    with line(store, mirror=str(mirror)) as service:
+        import_files(service, upload(list(rows(5))))
+        work(service, "A")
+    with line(store) as service:
+        import_files(service, upload(list(rows(5, first=5))))
+        work(service, "B")
+    whole = (mirror / "journal.csv").read_bytes()
+    [first] = (mirror / "imports").iterdir()
+    rows_of_first = first.read_bytes()
+    for cut in (0, 3, len(whole)):
+        (mirror / "journal.csv").write_bytes(whole[:cut])
+        first.write_bytes(rows_of_first[: cut or len(rows_of_first)])
+        with line(store, mirror=str(mirror)) as service:
+            assert same(store, mirror)
+            assert service.store.notes == []
+    (mirror / "journal.csv").write_bytes(whole + bytes(100))  # torn by a power cut
+    with line(store, mirror=str(mirror)):
+        assert same(store, mirror)
+
+
+def test_a_mirror_that_is_no_copy_is_refused_with_what_to_do(store: Path, mirror: Path, tmp_path: Path) -> None:
+    with line(store, mirror=str(mirror)) as service:
+        import_files(service, upload(list(rows(5))))
+        work(service, "A")
+    old = Path(shutil.copytree(store, tmp_path / "old"))
+    with line(store, mirror=str(mirror)) as service:
+        work(service, "B")
+    before = files(mirror)
+    for other, advice in ((old, "put the mirror's files into it"), (tmp_path / "another store", "or delete that file")):
+        no_copy = pytest.raises(StoreError, match=rf"journal\.csv is no copy of .*{advice}")
+        with no_copy, line(other, mirror=str(mirror)):
+            pass
+    with pytest.raises(StoreError, match="The mirror is the store itself"), line(store, mirror=str(store)):
+        pass
+    assert files(mirror) == before
+
+
+@pytest.mark.parametrize("fault", [RAISE, SHORT])
+def test_the_line_goes_on_without_a_mirror_that_fails_and_warns_again_and_again(
+    fault: str, store: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(store, mirror=str(mirror)) as service:
+        import_files(service, upload(list(rows(5))))
+        with monkeypatch.context() as patch:
+            calls: Iterator[str] = iter(["", "", fault])
+            patch.setattr(program, "os", Disk(lambda call: next(calls, ""), errno.ENOSPC))
+            work(service, "A")
+        work(service, "B")
+        import_files(service, upload(list(rows(5, first=5))))
+        assert [note for note in service.store.notes[1:] if "THERE IS NO SECOND COPY" not in note] == []
+        assert len(service.store.notes) == 2
+        monkeypatch.setattr(program, "MIRROR_REMINDER_SECONDS", 0.0)
+        monkeypatch.setattr("certtool.time.monotonic", lambda: 1e12)
+        work(service, "C")
+        work(service, "D")
+        assert len(service.store.notes) == 4
+        assert service.state.products[PRODUCT].devices.keys() == {"A", "B", "C", "D"}
+    monkeypatch.undo()
+    with line(store, mirror=str(mirror)):
+        assert same(store, mirror)
+
+
+def test_an_import_that_the_mirror_does_not_take_is_imported_all_the_same(
+    store: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(store, mirror=str(mirror)) as service:
+        monkeypatch.setattr(service.store._mirror, "_complete", no_room)
+        assert import_files(service, upload(list(rows(5)))).imported == 5
+        assert "THERE IS NO SECOND COPY" in service.store.notes[-1]
+    with line(store, mirror=str(mirror)):
+        assert same(store, mirror)
+
+
+def no_room(*_: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_server_starts_though_its_mirror_cannot_be_made(server: StartServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    running = server("--import", SAMPLE, "--mirror", tmp_path / "file")
+    assert "THERE IS NO SECOND COPY" in running.errors
+    assert running.request(WIFI, "MAC-1")[0] == 200
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_is_verified_beside_its_server_and_nothing_changes(
+    server: StartServer, store: Path, certtool: RunCerttool
+) -> None:
+    running = server("--import", SAMPLE)
+    running.request(WIFI, "MAC-1")
+    running.report(WIFI, "MAC-1", 1)
+    before = files(store)
+    done = certtool("verify", "--data", store)
+    counts = "19 Unallocated, 0 Allocated, 1 Written, 0 Failed, 0 Void"
+    assert (done.stdout, done.stderr) == (f"{store}: 20 certificates ({counts}): all is right.\n", "")
+    assert files(store) == before
+
+
+def test_a_certificate_that_is_in_two_stores_is_found(
+    store: Path, certtool: RunCerttool, tmp_path: Path, profile: Path
+) -> None:
+    other, third = tmp_path / "other", tmp_path / "third"
+    certtool("import", identities.write(tmp_path / "a.csv", 5), "--data", store)
+    certtool("import", identities.write(tmp_path / "b.csv", 5, first=3), "--data", other)
+    certtool("import", identities.write(tmp_path / "c.csv", 5, first=8), SAMPLE, "--data", third)
+    assert profile.is_dir()
+    done = certtool("verify", other, third, store, "--data", store, ok=1)
+    *good, found, last = done.stdout.splitlines()
+    name = sorted(row.device_name for row in rows(2, first=3))[0]
+    assert f"{other}: 2 certificates of product {PRODUCT} are also in {store}, such as {name}." in done.stdout
+    assert len([text for text in (*good, found, last) if text.endswith("all is right.")]) == 2
+    assert done.stderr == "certtool: 1 findings: see above, and do not serve these stores before you know why.\n"
+    assert certtool("verify", third, "--data", store).stdout.count("all is right.") == 2
+
+
+def test_verify_names_every_damaged_import_and_a_store_that_is_not_there(
+    store: Path, certtool: RunCerttool, tmp_path: Path
+) -> None:
+    for number in range(3):
+        certtool("import", identities.write(tmp_path / f"{number}.csv", 5, first=5 * number), "--data", store)
+    for path in sorted((store / "imports").iterdir())[1:]:
+        path.write_bytes(path.read_bytes().replace(b"dn", b"nd", 1))
+    found = certtool("verify", tmp_path / "nowhere", "--data", store, ok=1).stdout.splitlines()
+    assert len(found) == 3
+    assert "000002-1.csv is not as it was imported" in found[0]
+    assert "000003-2.csv is not as it was imported" in found[1]
+    assert found[2].startswith(f"{tmp_path / 'nowhere'}: There is no store at")
+
+
+def wrong_checksum(_: State, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(program, "crc32_many", lambda payloads: [7] * len(payloads))
+
+
+def wrong_field(_: State, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(program, "check_field", lambda column, _: "It is bad." * (column == "ProductID"))
+
+
+def twice(state: State, _: pytest.MonkeyPatch) -> None:
+    names = state.products[PRODUCT].names
+    names[next(iter(names))] = 1
+
+
+def wrong_counts(state: State, _: pytest.MonkeyPatch) -> None:
+    state.products[PRODUCT].counts[program.WRITTEN] += 1
+
+
+def two_for_one(state: State, _: pytest.MonkeyPatch) -> None:
+    state._device[1] = state._device[0]
+
+
+def unknown_device(state: State, _: pytest.MonkeyPatch) -> None:
+    state.products[PRODUCT].devices.pop(state._device[0])
+    state._device[0] = ""
+
+
+def wrong_stock(state: State, _: pytest.MonkeyPatch) -> None:
+    state.products[PRODUCT].bound += 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (wrong_checksum, "its CRC32 is 00000007, and not as the import file has it"),
+        (wrong_field, r"certificate 1 of all imports: It is bad\."),
+        (twice, "was imported twice"),
+        (wrong_counts, "the counts of its states are wrong"),
+        (two_for_one, "a device holds two certificates"),
+        (unknown_device, "a certificate is with a device that is not known"),
+        (wrong_stock, "the number of free certificates is wrong"),
+    ],
+)
+@pytest.mark.usefixtures("marked")
+def test_an_audit_finds_what_no_file_shows(
+    damage: Callable[[State, pytest.MonkeyPatch], None], said: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_and_damage(self: Store, state: State) -> None:
+        load(self, state)
+        damage(state, monkeypatch)
+
+    load = Store.load
+    monkeypatch.setattr(Store, "load", load_and_damage)
+    found: List[str] = list(program.audit(Store(str(store), writer=False), State()))
+    assert any(re.search(said, finding) for finding in found), found
+
+
+# -- connections of one peer -------------------------------------------------------------------------------------------
+
+
+def test_one_peer_holds_half_of_the_connections_and_loses_its_own_beyond_that(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "MAX_CONNECTIONS", 6)
+    server = inside()
+    monkeypatch.setattr(program, "is_loopback", lambda address: address != "127.0.0.1")
+    with contextlib.ExitStack() as crowd:
+        for _ in range(3):
+            crowd.enter_context(server.connect(b"POST / HT"))
+        server.turn()
+        assert len(server.server.connections) == 3
+        assert server.say(ask("one more of the same peer"))[0] == 200
+        server.turn()
+        assert server.server._of_peer == {"127.0.0.1": 2}, "one of its own gave way"
+    server.turn()
+    assert server.server._of_peer == {}
+
+
+def test_the_programs_of_this_pc_such_as_a_tls_proxy_may_hold_all_connections(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "MAX_CONNECTIONS", 6)
+    server = inside()
+    with contextlib.ExitStack() as crowd:
+        for _ in range(6):
+            crowd.enter_context(server.connect(b"POST / HT"))
+        server.turn()
+        assert len(server.server.connections) == 6
