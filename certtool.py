@@ -31,6 +31,7 @@ the journal, replayed through the same `apply`, so that the live and the recover
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import bisect
 import codecs
@@ -118,6 +119,7 @@ UPLOAD_SECONDS = 600.0  # the same for an import handed over on loopback
 IDLE_SECONDS = 120.0  # a kept-alive connection with nothing to say
 REPLY_SECONDS = 10.0  # for the peer to take a reply
 DRAIN_SECONDS = 1.0  # to read on after a refusal, so that closing does not destroy the reply on its way
+THREAD_SECONDS = 1.0  # in which a new thread begins its work
 SLICE_SECONDS = 0.005  # of an import between two turns
 TICK_SECONDS = 0.25  # longest wait in a turn: deadlines, Ctrl-C
 STOP_SECONDS = 2.0  # for the last replies to be taken once serving ends
@@ -1953,25 +1955,38 @@ def _digest_of_source(upload: Upload, options: ImportOptions) -> Generator[None,
 
 
 def _in_a_thread(action: Callable[[], None]) -> Generator[None, None, None]:
-    """Run what waits for the disk beside the turns of the server. Raises the OSError that it raised."""
-    failures: List[OSError] = []
+    """Run what waits for the disk beside the turns of the server. Raises what it raised.
+
+    Not by threading.Thread: without memory its thread ends before it begins, and `start` waits for it for ever. Here
+    the caller does the work itself when no thread has begun it in time.
+    """
+    once = threading.Lock()
+    results: List[Optional[BaseException]] = []
 
     def run() -> None:
-        try:
-            action()
-        except OSError as error:
-            failures.append(error)
+        if once.acquire(blocking=False):
+            try:
+                action()
+            except BaseException as error:
+                results.append(error)
+            else:
+                results.append(None)
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    began = time.monotonic()
+    with contextlib.suppress(RuntimeError, MemoryError):  # no thread is to be had
+        _thread.start_new_thread(run, ())
     try:
-        while thread.is_alive():
-            thread.join(0.002)
+        while not results:
             yield
+            if time.monotonic() > began + THREAD_SECONDS:
+                run()
+            time.sleep(0.002)
     finally:
-        thread.join()
-    if failures:
-        raise failures[0]
+        while not results:
+            run()
+            time.sleep(0.002)
+    if results[0]:
+        raise results[0]
 
 
 DUPLICATE = "duplicate"
