@@ -2589,7 +2589,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             data = self.connection.recv(RECEIVE)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:
+        except (OSError, MemoryError):
             self.close()
             return
         if self.draining:
@@ -2597,7 +2597,12 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                 self.draining = False
                 self.settle()
         elif data:
-            self.buffer += data
+            try:
+                self.buffer += data
+            except MemoryError:  # an import that is too large for this PC must not end the line
+                self.buffer = bytearray()
+                self.refuse(BadRequest("This PC has no memory for so long a request: split the file.", 413))
+                return
             self.run()
         elif self.waiting:
             self.close()
