@@ -60,6 +60,7 @@ class Oracle:
 
     def __init__(self) -> None:
         self.devices: Dict[str, Set[Held]] = {}
+        self.limbo: Dict[str, List[int]] = {}  # actions that may be on the disk, though nothing here knows of them
         self.imported = 0
         self.acknowledged = 0
 
@@ -78,6 +79,9 @@ class Oracle:
             (status, name or known) for status, known in happened if known in ("", name) or not name
         }
 
+        for unknown in self.limbo.get(device_id, ()):
+            self.sent(device_id, unknown)
+
     def refused(self, device_id: str, held: Set[Held]) -> None:
         """The latest action was refused in a way that promises that nothing changed: `held` is as before."""
         self.devices[device_id] = held
@@ -90,7 +94,9 @@ class Oracle:
                 self.sent(device_id, action)
                 if status == 200:
                     self.told(device_id, action, reply.get("DeviceName", ""))
-                elif status != 503:
+                elif status == 503:
+                    self.limbo.setdefault(device_id, []).append(action)
+                else:
                     self.refused(device_id, before)
             if len(answers[device_id]) < len(actions):
                 self.sent(device_id, actions[len(answers[device_id])])
@@ -108,6 +114,7 @@ class Oracle:
     def _judge(self, service: Service) -> Verdict:
         lost, duplicated = [], []
         state = service.state
+        self.limbo = {}
         if len(state.names) < self.imported:
             lost.append(f"{self.imported} were imported, {len(state.names)} are there")
         product = state.products.get(PRODUCT, certtool.Product(PRODUCT))
@@ -123,9 +130,11 @@ class Oracle:
             name, status = ("", UNALLOCATED)
             if device_id in records:
                 name, status = records[device_id][0], records[device_id][1].status
-            if not any(status == known and told in ("", name) for known, told in possible):
+            if any(status == known and told in ("", name) for known, told in possible):
+                self.devices[device_id] = {(status, name)}  # now it is certain
+            else:
                 lost.append(f"{device_id} is {certtool.STATUS_NAMES[status]} with {name!r}, not one of {possible}")
-            for told in {told for _, told in possible if told}:
+            for told in {told for _, told in possible if told}:  # also one that it was only told of
                 if holders.setdefault(told, device_id) != device_id:
                     duplicated.append(f"{told} was given to {holders[told]} and {device_id}")
             if name and holders.setdefault(name, device_id) != device_id:
