@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Iterator, List, Tuple
 
 import pytest
 
-from tests.support import CERTTOOL, ROOT, SAMPLE, child_env, need
+from tests.support import CERTTOOL, ROOT, SAMPLE, RunCerttool, StartServer, child_env, need
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LAMPS = "DeviceName,DeviceSecret\nlamp-0001,9f2c51d07be34a68\nlamp-0002,1.23E+15\nlamp 0003,5b0de1f2a9c84736\n"
@@ -109,9 +111,42 @@ def test_the_readme_names_every_subcommand_and_every_option_of_serve() -> None:
         command = [sys.executable, str(CERTTOOL), *arguments, "--help"]
         return subprocess.run(command, capture_output=True, encoding="utf-8", env=child_env(), check=True).stdout
 
-    commands = set(re.findall(r"^    ([a-z]+) ", words_of_help(), re.MULTILINE))
-    assert {"serve", "import", "query", "crc", "release", "void", "request"} <= commands
+    commands = set(re.findall(r"^    ([a-z-]+)(?: |$)", words_of_help(), re.MULTILINE))
+    assert {"serve", "import", "query", "crc", "release", "void", "request", "verify", "accept-restore"} <= commands
     for command in commands:
         assert f"certtool.py {command}" in README, command
     for option in re.findall(r"^  (--[a-z-]+)", words_of_help("serve"), re.MULTILINE):
         assert option in README, option
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stunnel of a POSIX system")
+def test_stunnel_before_the_server_gives_certificates_over_tls(
+    server: StartServer, store: Path, tmp_path: Path, certtool: RunCerttool
+) -> None:
+    stunnel, openssl = need("stunnel"), need("openssl")
+    running = server("--import", SAMPLE)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    [recipe] = re.findall(r"^```ini\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    config = recipe.replace("8443", f"127.0.0.1:{port}").replace("8000", str(running.port))
+    (tmp_path / "stunnel.conf").write_text(config, encoding="utf-8")
+    key = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    pem = str(tmp_path / "certtool.pem")
+    subprocess.run([*key, "-keyout", pem, "-out", pem + ".crt"], check=True, capture_output=True)
+    (tmp_path / "certtool.pem").write_text(Path(pem).read_text() + Path(pem + ".crt").read_text())
+    context = ssl.create_default_context(cafile=pem + ".crt")
+    body = b'{"ProductKey": "a1SampleWf0", "DeviceID": "over TLS", "Action": 0}'
+    with subprocess.Popen([stunnel, "stunnel.conf"], cwd=tmp_path, stderr=subprocess.PIPE) as proxy:
+        try:
+            assert proxy.stderr
+            while b"Configuration successful" not in proxy.stderr.readline():
+                assert proxy.poll() is None
+            connection = http.client.HTTPSConnection("localhost", port, timeout=20, context=context)
+            connection.request("POST", "/", body)
+            answer = connection.getresponse().read()
+            connection.close()
+        finally:
+            proxy.terminate()
+    assert b'"DeviceID": "over TLS"' in answer
+    listed = certtool("query", "--device-id", "over TLS", "--data", store).stdout
+    assert "127.0.0.1" in listed
