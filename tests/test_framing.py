@@ -449,3 +449,20 @@ def test_a_defect_in_the_server_answers_500_and_the_line_goes_on(
     assert "secret" not in notice + str(reply)
     assert server.journal.read_bytes() == before
     assert server.say(ask("unlucky"))[0] == 200
+
+
+def test_a_request_that_does_not_fit_into_memory_is_refused_and_the_line_goes_on(inside: Callable[..., Inside]) -> None:
+    class Full(bytearray):
+        def __iadd__(self, _: object) -> Full:
+            raise MemoryError
+
+    server = inside()
+    with server.connect(ask("large")[:20]) as client:
+        server.turn()
+        [handler] = server.server.connections
+        handler.buffer = Full()
+        client.send(ask("large")[20:])
+        status, reply = server.answer(client)
+    assert (status, reply["Status"]) == (413, "BadRequest")
+    assert "no memory" in reply["Message"]
+    assert server.say(ask("small"))[0] == 200

@@ -410,3 +410,19 @@ def test_a_name_of_a_file_does_not_leave_the_imports_folder(line: Opened, store:
     assert len(names) == 8
     assert all(re.fullmatch(r"\d{6}-[A-Za-z0-9._-]{1,40}\.csv", name) for name in names)
     assert snapshot(read_store(store).state) == snapshot(line.state)
+
+
+def no_thread(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("start", [no_thread, lambda run, args: 0], ids=["none is to be had", "it dies unborn"])
+def test_an_import_needs_no_thread_where_memory_is_short(
+    start: Any, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("certtool._thread.start_new_thread", start)
+    monkeypatch.setattr(certtool, "THREAD_SECONDS", 0.0)
+    opened = open_store(store)
+    assert import_files(opened.service, upload(list(rows(5)))).imported == 5
+    opened.store.close()
+    assert snapshot(read_store(store).state) == snapshot(opened.state)
