@@ -15,10 +15,10 @@ Map of the sections; each uses only those above it, and the pure ones know no fi
      2. Limits and constants                     9. Service: decide, record, commit
      3. Errors                                  10. Protocol messages (pure)
      4. CRC32                                   11. HTTP server
-     5. Credential and state machine (pure)     12. Console
-     6. Identity-file reader (pure)             13. Station
-     7. Journal codec (pure)                    14. Command line
-     8. Store: lock, import files, journal, recovery
+     5. Credential and state machine (pure)     12. Management page
+     6. Identity-file reader (pure)             13. Console
+     7. Journal codec (pure)                    14. Station
+     8. Store: lock, import files, journal      15. Command line
 
 The flow of one request. `CertServer` (11) is one thread that turns a loop. In a turn it reads every ready connection;
 each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as
@@ -117,6 +117,8 @@ STOP_SECONDS = 2.0  # for the last replies to be taken once serving ends
 DEVICE_ID_LENGTH = 64  # characters (contract)
 FIELD_LENGTH = 64  # characters (contract)
 RECORD_LINES = 1000  # lines that a quoted field may span before its quote counts as never closed
+SELECT_SLICE = 10_000  # certificates looked through in one step
+JSON_SLICE = 1000  # tokens of JSON written in one step
 IMPORT_SLICE = 500  # rows checked, checksummed and written in one step
 
 LOW_STOCK = 100  # certificates of a product left: warn
@@ -524,6 +526,14 @@ class Product:
         return sum(self.counts)
 
 
+class Stock(NamedTuple):
+    """The certificates of one product in one batch; `counts` by status."""
+
+    product_key: str
+    batch: str
+    counts: List[int]
+
+
 class Staged:
     """An import prepared beside the state, so that `apply` only has to take it over. `first` is its first number."""
 
@@ -555,6 +565,8 @@ class State:
         self.products: Dict[str, Product] = {}
         self.prepared: Deque[Staged] = deque()  # imports whose events come next
         self.batches: List[Tuple[int, str]] = []  # (first number, batch) of each import
+        self.stocks: List[Stock] = []
+        self._stock_of = array("L")  # of each certificate, an index of `stocks`
         self.sources: Dict[str, int] = {}  # digest of each file that was imported whole, with its number of rows
         self.names: List[str] = []
         self._status = bytearray()
@@ -589,6 +601,24 @@ class State:
     def batch(self, number: int) -> str:
         """Return the batch that the certificate `number` was imported with."""
         return self.batches[bisect.bisect_right(self.batches, (number, "\U0010ffff")) - 1][1]
+
+    def select(
+        self,
+        product_key: Optional[str] = None,
+        batch: Optional[str] = None,
+        status: Optional[int] = None,
+        start: int = 0,
+    ) -> Iterator[Optional[int]]:
+        """Yield the numbers from `start` on that pass the filters, and None now and then: a place to pause."""
+        wanted = [product_key in (None, stock.product_key) and batch in (None, stock.batch) for stock in self.stocks]
+        while start < len(self.names) and any(wanted):
+            end = min(start + SELECT_SLICE, len(self.names))
+            wanted += [False] * (len(self.stocks) - len(wanted))  # what was imported meanwhile
+            for number in range(start, end):
+                if wanted[self._stock_of[number]] and status in (None, self._status[number]):
+                    yield number
+            yield None
+            start = end
 
     def decide(self, command: Command, now: int) -> Tuple[int, Optional[Event]]:
         """Return the certificate's number and the event to record, None where the answer needs no new record.
@@ -630,7 +660,7 @@ class State:
         if event.kind == "import":
             self._adopt(self.prepared.popleft(), event.detail)
             return None
-        if event.kind == "store":
+        if event.kind in ("store", "reveal"):
             return None
         product = self.products[event.product_key]
         number = product.names[event.device_name]
@@ -679,8 +709,9 @@ class State:
             self._rerequests[number] = rerequests
         else:
             self._rerequests.pop(number, None)
-        product.counts[old_status] -= 1
-        product.counts[status] += 1
+        for counts in (product.counts, self.stocks[self._stock_of[number]].counts):
+            counts[old_status] -= 1
+            counts[status] += 1
         if status == UNALLOCATED and not device_id:
             product.returned.append(number)
         pool, cursor = product.pool, product.cursor
@@ -694,6 +725,7 @@ class State:
         if detail.get("source"):
             self.sources[detail["source"]] = detail["read"]
         self.batches.append((staged.first, staged.batch))
+        self._adopt_stocks(staged)
         self.names.extend(staged.names)
         self._status.extend(bytes(len(staged.names)))
         for key, new in staged.products.items():
@@ -708,6 +740,21 @@ class State:
             for device_id, number in new.devices.items():
                 self._grow(number)
                 self._device[number] = device_id
+
+    def _adopt_stocks(self, staged: Staged) -> None:
+        places = array("L", [0]) * len(staged.names)
+        for key, product in staged.products.items():
+            same = (place for place, stock in enumerate(self.stocks) if stock[:2] == (key, staged.batch))
+            place = next(same, len(self.stocks))
+            if place == len(self.stocks):
+                self.stocks.append(Stock(key, staged.batch, [0] * len(STATUS_NAMES)))
+            self.stocks[place].counts[UNALLOCATED] += product.total
+            if product.total == len(places):
+                places = array("L", [place]) * len(places)
+            else:
+                for number in product.names.values():
+                    places[number - staged.first] = place
+        self._stock_of.extend(places)
 
     def _grow(self, number: int) -> None:
         missing = number + 1 - len(self._device)
@@ -727,7 +774,7 @@ EFFECTS: Mapping[str, Callable[[Record, Event], Record]] = {
     "release": lambda old, event: Record(UNALLOCATED, rerequests=old.rerequests),
     "void": lambda old, event: old._replace(status=VOID),
 }
-KINDS = frozenset(EFFECTS) | {"store", "import"}
+KINDS = frozenset(EFFECTS) | {"store", "import", "reveal"}  # who looked at a secret changes nothing
 
 # ======================================================================================================================
 # 6. Identity-file reader (pure)
@@ -1002,6 +1049,13 @@ class JournalWriter:
         return body + b"," + self.digest.encode() + b"\n"
 
 
+def decode_event(body: bytes) -> Tuple[str, Event]:
+    """Return number and event of a line; `body` ends before the last comma. Raises ValueError or csv.Error."""
+    seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
+    details = json.loads(detail) if detail else {}
+    return seq, Event(kind, parse_time(moment), product_key, device_name, device_id, station, details)
+
+
 class JournalReader:
     """Decodes a journal line by line. After each event `offset`, `seq` and `digest` stand behind its line.
 
@@ -1035,16 +1089,8 @@ class JournalReader:
         if digest != expected.encode():
             raise self._damage("was changed, or a line before it is missing")
         try:
-            seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
-            event = Event(
-                kind,
-                parse_time(moment),
-                product_key,
-                device_name,
-                device_id,
-                station,
-                json.loads(detail) if detail else {},
-            )
+            seq, event = decode_event(body)
+            kind = event.kind
             if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0):
                 raise ValueError("out of order")
         except (ValueError, csv.Error, StopIteration):
@@ -1066,7 +1112,7 @@ class JournalReader:
 
 
 # ======================================================================================================================
-# 8. Store: lock, import files, journal, recovery
+# 8. Store: lock, import files, journal
 # ======================================================================================================================
 # A folder; nothing in it is ever overwritten but what the lock file tells.
 #
@@ -1084,6 +1130,7 @@ IMPORT_COLUMNS = (*COLUMNS, "CRC32")
 IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
 OPEN_IMPORTS = 16  # import files kept open for reading
 READ_BYTES = 1 << 20  # of an import file in one step
+LOOK_BACK_BYTES = 1 << 18  # of the journal in one step
 PROGRESS_EVENTS = 20_000  # events between two reports of progress
 TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
 TORN_SECONDS = 0.05  # between two such looks
@@ -1483,6 +1530,30 @@ class Store:
         self._offset += len(data)
         self._committed = (self._codec.seq, self._codec.digest)
 
+    def look_back(self, needles: Sequence[bytes], within: Optional[int] = None) -> Iterator[Optional[Event]]:
+        """Yield the committed events whose lines hold one of `needles`, oldest first, and None as a place to pause.
+
+        `within` limits it to that many bytes at the journal's end. Raises OSError.
+        """
+        end = self._offset
+        offset = 0 if within is None else max(0, end - within)
+        rest = None if offset else b""  # None: in the middle of a line
+        with open(self._journal_path, "rb") as file:
+            file.seek(offset)
+            while offset < end:
+                data = file.read(min(LOOK_BACK_BYTES, end - offset))
+                if not data:
+                    return
+                offset += len(data)
+                whole, _, tail = ((rest or b"") + data).rpartition(b"\n")
+                if any(needle in whole for needle in needles):
+                    for line in whole.split(b"\n")[rest is None :]:
+                        if any(needle in line for needle in needles):
+                            with contextlib.suppress(ValueError, csv.Error):  # the header
+                                yield decode_event(line.rpartition(b",")[0])[1]
+                rest = tail
+                yield None
+
     def stop(self, reason: str) -> None:
         """Record nothing any more in this process: what is on the disk is no longer known."""
         self._broken = self._broken or reason
@@ -1673,6 +1744,7 @@ class Service:
         self.state = state
         self.notify = notify
         self.require_device_id = require_device_id
+        self.importing: Optional[ImportReport] = None  # what the import that is under way has done so far
         self._undo: List[Undo] = []
 
     def request(self, product_key: str, device_id: str, station: str, now: int) -> Allocation:
@@ -1698,19 +1770,49 @@ class Service:
             self._record(event)
         return self.state.names[number], event.kind if event else SAME
 
-    def operate(
-        self, verb: int, device_name: str, product_key: str, reason: str, who: str, force: bool, now: int
-    ) -> Tuple[str, str]:
-        """Release or void a certificate by name; return the sentence that says what happened, and the event's kind."""
+    def find(self, device_name: str, product_key: str) -> Tuple[Product, int]:
+        """Return product and number of the one certificate of that name. Raises Refused."""
         found = self.state.find(device_name, product_key)
         if not found:
             raise Refused("There is no certificate of this DeviceName in the store: check the name.")
         if len(found) > 1:
             keys = ", ".join(product.key for product, _ in found)
             raise Refused(f"The name occurs in several products ({keys}): say which with --product-key.")
+        return found[0]
+
+    def row(self, number: int) -> Tuple[str, ...]:
+        """Return what is known of a certificate: QUERY_COLUMNS, and behind them SECRET_COLUMNS."""
+        record = self.state.record(number)
+        credential, checksum = self.store.certificate(number)
+        return (
+            credential.device_name,
+            credential.product_key,
+            credential.product_id,
+            self.state.batch(number),
+            STATUS_NAMES[record.status],
+            record.device_id,
+            record.station,
+            format_time(record.allocated_at),
+            format_time(record.written_at),
+            checksum,
+            credential.product_secret,
+            credential.device_secret,
+        )
+
+    def reveal(self, device_name: str, product_key: str, who: str, now: int) -> Mapping[str, str]:
+        """Return the secrets of a certificate, and record who saw them."""
+        product, number = self.find(device_name, product_key)
+        secret_cells = self.row(number)[len(QUERY_COLUMNS) :]
+        self._record(Event("reveal", now, product.key, device_name, detail={"who": who}))
+        return dict(zip(SECRET_COLUMNS, secret_cells))
+
+    def operate(
+        self, verb: int, device_name: str, product_key: str, reason: str, who: str, force: bool, now: int
+    ) -> Tuple[str, str]:
+        """Release or void a certificate by name; return the sentence that says what happened, and the event's kind."""
+        product, number = self.find(device_name, product_key)
         if not reason.strip():
             raise Refused("A reason is needed: give it with --reason.")
-        product, number = found[0]
         detail: Dict[str, Any] = {"who": who, "reason": reason.strip()}
         if force:
             detail["force"] = True
@@ -1760,7 +1862,7 @@ class Service:
         Only one may run at a time. Closing the generator before its end, or a StoreUnavailable from it, changes
         nothing.
         """
-        report = ImportReport(options.dry_run)
+        report = self.importing = ImportReport(options.dry_run)
         imports: List[_Import] = []
         try:
             for upload in uploads:
@@ -1784,6 +1886,7 @@ class Service:
                 f"The import could not be written ({error.strerror}): free the store's disk."
             ) from None
         finally:
+            self.importing = None
             for new in imports:
                 if new.writer:
                     new.writer.discard()
@@ -1894,6 +1997,7 @@ class Service:
 
 REASONS = {
     200: "OK",
+    303: "See Other",
     400: "Bad Request",
     403: "Forbidden",
     404: "Not Found",
@@ -2037,12 +2141,24 @@ def format_error(error: CertToolError) -> bytes:
     return json.dumps({"Status": error.code, "Message": str(error)}).encode()
 
 
-def format_reply(http_status: int, body: bytes, keep_alive: bool, content_type: str = "application/json") -> bytes:
-    """Frame an answer. It has no Date: the clocks of line PCs jump (RFC 9110, 6.6.1)."""
+def format_reply(
+    http_status: int, body: bytes, keep_alive: bool, content_type: str = "application/json", more: str = ""
+) -> bytes:
+    """Frame an answer, with `more` header lines. It has no Date: the clocks of line PCs jump (RFC 9110, 6.6.1)."""
     return (
-        f"HTTP/1.1 {http_status} {REASONS[http_status]}\r\nContent-Type: {content_type}\r\n"
+        f"HTTP/1.1 {http_status} {REASONS[http_status]}\r\nContent-Type: {content_type}\r\n{more}"
         f"Content-Length: {len(body)}\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
     ).encode() + body
+
+
+def format_json(value: Any) -> Generator[None, None, bytes]:
+    """Encode what may be long, in slices."""
+    pieces: List[str] = []
+    for count, piece in enumerate(json.JSONEncoder().iterencode(value)):
+        pieces.append(piece)
+        if count % JSON_SLICE == 0:
+            yield
+    return "".join(pieces).encode()
 
 
 # ======================================================================================================================
@@ -2643,7 +2759,7 @@ def _why_not_bound(host: str, port: int, error: Exception) -> str:
 
 
 # ======================================================================================================================
-# 12. Console
+# 13. Console
 # ======================================================================================================================
 # A click into a Windows console stops every write to it until Enter. So one thread prints from bounded queues, and no
 # request ever waits for it. A line an event; when the production line is faster than an eye, a line a second instead.
@@ -2734,7 +2850,7 @@ def _event_line(event: RequestEvent) -> str:
 
 
 # ======================================================================================================================
-# 13. Station
+# 14. Station
 # ======================================================================================================================
 # The other side of the wire, as a programmer or a device does it: one connection for each request, a limit on all it
 # waits for and on all it takes. A request with a DeviceID is repeated when the network fails, since it gets the same
@@ -2927,23 +3043,10 @@ def play_line(station: Station, product_key: str, prefix: str, count: int, stati
 
 
 # ======================================================================================================================
-# 14. Command line
+# 15. Command line
 # ======================================================================================================================
 # Exit codes: 0 done, 1 refused or failed, 2 usage. Errors are translated here, once: one line on stderr, no traceback.
 
-QUERY_COLUMNS = (
-    "DeviceName",
-    "ProductKey",
-    "ProductID",
-    "Batch",
-    "Status",
-    "DeviceID",
-    "Station",
-    "AllocatedAt",
-    "WrittenAt",
-    "CRC32",
-)
-SECRET_COLUMNS = ("ProductSecret", "DeviceSecret")
 TABLE_LIMIT = 50  # rows of a table on a terminal, unless --limit says otherwise
 MANAGEMENT_SECONDS = 900.0  # for a running server to import what we hand it
 
@@ -3432,7 +3535,7 @@ def run_query(options: argparse.Namespace) -> int:
     if limit is None and options.format == "table" and sys.stdout.isatty():
         limit = TABLE_LIMIT
     with contextlib.closing(store):
-        found = itertools.islice(_query(options, store, state), None if limit is None else limit + 1)
+        found = itertools.islice(_query(options, Service(store, state)), None if limit is None else limit + 1)
         first = next(found, None)
         rows = itertools.chain([] if first is None else [first], found)
         if options.format == "table":
@@ -3445,43 +3548,28 @@ def run_query(options: argparse.Namespace) -> int:
     return 0
 
 
-def _query(options: argparse.Namespace, store: Store, state: State) -> Iterator[Tuple[str, ...]]:
-    """Yield the cells, secrets last, of each certificate that passes the filters, in the order of import."""
-    numbers: Iterable[int]
-    key = options.product_key or ""
+def _query(options: argparse.Namespace, service: Service) -> Iterator[Tuple[str, ...]]:
+    """Yield the row of each certificate that passes the filters, in the order of import."""
+    state, key, device_id = service.state, options.product_key, options.device_id
+    numbers: Iterable[Optional[int]]
     if options.device_name is not None:
-        numbers = [number for _, number in state.find(options.device_name, key)]
-    elif options.device_id is not None:
-        products = [product for product in state.products.values() if key in ("", product.key)]
-        numbers = [product.devices[options.device_id] for product in products if options.device_id in product.devices]
-    elif key:
-        numbers = state.products[key].names.values() if key in state.products else []
+        numbers = [number for _, number in state.find(options.device_name, key or "")]
+    elif device_id is not None:
+        numbers = [product.devices[device_id] for product in state.products.values() if device_id in product.devices]
     else:
-        numbers = range(len(state.names))
+        numbers = state.select(key, options.batch, options.status)
+    wanted = {
+        "ProductKey": key,
+        "Batch": options.batch,
+        "Status": None if options.status is None else STATUS_NAMES[options.status],
+        "DeviceID": device_id,
+    }
+    filters = [(QUERY_COLUMNS.index(name), value) for name, value in wanted.items() if value is not None]
     for number in numbers:
-        record = state.record(number)
-        if options.status is not None and record.status != options.status:
-            continue
-        if options.device_id is not None and record.device_id != options.device_id:
-            continue
-        batch = state.batch(number)
-        if options.batch is not None and batch != options.batch:
-            continue
-        credential, checksum = store.certificate(number)
-        yield (
-            credential.device_name,
-            credential.product_key,
-            credential.product_id,
-            batch,
-            STATUS_NAMES[record.status],
-            record.device_id,
-            record.station,
-            format_time(record.allocated_at),
-            format_time(record.written_at),
-            checksum,
-            credential.product_secret,
-            credential.device_secret,
-        )
+        if number is not None:
+            row = service.row(number)
+            if all(row[place] == value for place, value in filters):
+                yield row
 
 
 def _print_json(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
