@@ -2898,7 +2898,7 @@ nav a[aria-current] { color: var(--accent); border-bottom-color: var(--accent); 
   background: currentColor; }
 #live.gone { color: var(--bad); }
 main { padding-top: 18px; padding-bottom: 40px; }
-h1 { font-size: 22px; margin: 0 0 14px; letter-spacing: -.01em; }
+h1 { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }
 h2 { font-size: 15px; margin: 0 0 12px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; min-width: 0; }
 .grid { display: grid; gap: 16px; }
@@ -2908,9 +2908,10 @@ h2 { font-size: 15px; margin: 0 0 12px; }
 .tile p, .label { margin: 0; color: var(--soft); font-size: 13px; font-weight: 600; }
 .big { font-size: 34px; line-height: 1.15; font-weight: 650; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
 .big small { font-size: 17px; font-weight: 600; letter-spacing: 0; color: var(--soft); }
-.banner { border-radius: 10px; padding: 12px 18px; margin: 0 0 14px; font-weight: 600; font-size: 17px;
-  background: var(--bad-back); color: var(--bad); border: 1px solid currentColor; border-left-width: 6px;
-  overflow-wrap: anywhere; }
+#banners { border-radius: 10px; overflow: hidden; margin: 0 0 16px; }
+#banners:empty { display: none; }
+.banner { padding: 10px 18px; margin: 0; font-weight: 600; font-size: 17px; background: var(--bad-back);
+  color: var(--bad); border-left: 8px solid currentColor; overflow-wrap: anywhere; }
 .banner.warn { background: var(--warn-back); color: var(--warn); }
 .note { color: var(--soft); margin: 8px 0 0; }
 .fail { color: var(--bad); font-weight: 600; }
@@ -2958,6 +2959,7 @@ button.link { border: 0; background: none; padding: 0; min-height: 24px; color: 
 input, select { border: 1px solid var(--soft); background: var(--card); padding: 6px 10px; width: 100%; }
 input[type="checkbox"] { width: 20px; min-height: 20px; margin: 0 8px 0 0; vertical-align: -4px; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+label.field input, label.field select { font-weight: 400; font-size: 15px; }
 label.field { display: block; font-weight: 600; font-size: 14px; }
 label.field span { display: block; margin-bottom: 4px; }
 .fields { grid-template-columns: 1fr 1fr; gap: 14px 16px; margin-top: 16px; }
@@ -3001,6 +3003,7 @@ dialog h2 { font-size: 19px; overflow-wrap: anywhere; }
   .big { font-size: 27px; }
   .fields, .filters { grid-template-columns: 1fr 1fr; }
   .wide { display: none; }
+  th, td { padding-right: 8px; }
 }
 @media print {
   :root, :root[data-theme="dark"] { --back: #fff; --card: #fff; --text: #000; --soft: #333; --line: #999; }
@@ -3238,7 +3241,8 @@ function redraw(id, data, draw) {  // only where something changed: a selected t
   if (shown[id] !== key) { shown[id] = key; $(id).replaceChildren(...draw(data)); }
 }
 function table(heads, rows, numbers = []) {
-  const side = (place) => (numbers.includes(place) ? "number" : "");
+  const wide = (place) => (rows[0] && rows[0][place].className || "").includes("wide");
+  const side = (place) => (numbers.includes(place) ? "number" : wide(place) ? "wide" : "");
   return h("table", {}, h("thead", {}, h("tr", {}, ...heads.map((head, place) => h("th", { class: side(place), scope: "col" }, head)))),
     h("tbody", {}, ...rows.map((cells) => h("tr", {}, ...cells.map((cell, place) =>
       cell instanceof Element && cell.tagName === "TD" ? cell : h("td", { class: side(place) }, cell))))));
@@ -3310,7 +3314,9 @@ function bar(values) {
 }
 function drawProducts([products, stocks]) {
   if (!products.length) return [h("p", { class: "note" }, t("noStock"))];
-  return products.map((product) => {
+  const urgency = (product) => (product.hours_left === null ? Infinity : product.hours_left);
+  const ordered = [...products].sort((a, b) => (urgency(a) < urgency(b) ? -1 : 1));  // what runs out first
+  return ordered.map((product) => {
     const own = stocks.filter((stock) => stock.product === product.key);
     const open = own.filter((stock) => stock.counts[0] + stock.counts[1] > 0);
     const list = (open.length ? open : own.slice(-1)).slice(0, 12);
@@ -3347,10 +3353,10 @@ function result(text) {
 }
 function drawFeed(feed) {
   if (!feed.length) return [h("p", { class: "note" }, t("noEvents"))];
-  return [table(["time", "station", "event", "details"].map((key) => t(key)), feed.map(([time, station, outcome, device, name]) => {
+  return [table(["time", "event", "details", "station"].map((key) => t(key)), feed.map(([time, station, outcome, device, name]) => {
     const kind = outcome === "Failed" || outcome.startsWith("refused") ? "fail" : outcome === "Written" ? "done" : "";
-    return [cell("time", clock(time)), cell("mono", station || "—"), cell(kind, result(outcome)),
-      cell("mono", [name, device].filter((part) => part && part !== "-").join(" · "))];
+    return [cell("time", clock(time)), cell(kind, result(outcome)),
+      cell("mono", [name, device].filter((part) => part && part !== "-").join(" · ")), cell("mono wide", station || "—")];
   }))];
 }
 
@@ -3476,7 +3482,6 @@ function drawRows() {
   $("rows").replaceChildren(rows.length ? table(heads, rows.map((row) => [name(row), wide(row.ProductKey), wide(row.Batch),
     badge(row.Status), cell("mono", row.DeviceID), wide(row.Station), wide(moment(row.AllocatedAt)), wide(moment(row.WrittenAt))]))
     : h("p", { class: "note" }, t("noRows")));
-  $("rows").querySelectorAll("th").forEach((head, place) => head.classList.toggle("wide", ![0, 3, 4].includes(place)));
   const from = (starts.length - 1) * listed.size;
   $("place").textContent = rows.length ? t("place", number(from + 1), number(from + rows.length), number(total)) : "";
   $("first").disabled = $("previous").disabled = starts.length < 2;
@@ -3538,9 +3543,9 @@ function drawDetails() {
       releasable && act("release"), row.Status !== "Void" && act("void"),
       h("button", { type: "button", id: "closeDetails", onclick: () => { current = null; drawDetails(); $("text").focus(); } }, t("close"))),
     h("h2", { class: "space" }, t("history")),
-    table(["time", "event", "station", "DeviceID", "who"].map((key) => (TEXT[key] ? t(key) : key)), history.map((event) =>
-      [cell("time", moment(event.time)), t(event.kind), cell("mono", event.station || "—"), cell("mono", event.device_id || "—"),
-        [event.who, event.reason].filter(Boolean).join(": ")])));
+    table([t("time"), t("event"), t("who"), "DeviceID", t("station")], history.map((event) =>
+      [moment(event.time), t(event.kind), [event.who, event.reason].filter(Boolean).join(": ") || "—",
+        cell("mono", event.device_id || "—"), cell("mono wide", event.station || "—")])));
 }
 function confirm(verb) {
   const { row } = current;
