@@ -3873,7 +3873,7 @@ class Page(Site):
 
     def _query(self, handler: CertRequestHandler, fields: Mapping[str, Any]) -> Generator[None, None, None]:
         """List what has a DeviceName or DeviceID, or what passes the filters, from the number `start` on."""
-        state, text = self.server.service.state, fields.get("text")
+        state, text = self.server.service.state, str(fields.get("text", ""))
         numbers: List[int] = []
         following = None
         if text:
