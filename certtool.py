@@ -37,6 +37,7 @@ import contextlib
 import csv
 import errno
 import functools
+import gc
 import getpass
 import hashlib
 import hmac
@@ -82,6 +83,7 @@ from typing import (
     NoReturn,
     Optional,
     Sequence,
+    Set,
     Tuple,
     Union,
 )
@@ -90,6 +92,7 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+    import resource
 
 __version__ = "1.0.0"
 
@@ -104,6 +107,7 @@ MAX_HEAD = 16 * 1024  # bytes of request line and headers; a device sends about 
 MAX_BODY = 64 * 1024  # bytes of a protocol request (contract); a device sends about 70
 MAX_UPLOAD = 256 * 1024 * 1024  # bytes of an import handed to a running server: about 3 million rows
 MAX_CONNECTIONS = 500 if sys.platform == "win32" else 10_000  # select() on Windows takes 512 sockets
+OTHER_FILES = 40  # that the process may open beside its connections: the store's
 MAX_PIPELINED = 32  # requests of one connection in one turn, so that one client cannot hold up the others
 MAX_UNSENT = 64 * 1024  # bytes of replies that a connection may leave unread before its requests wait
 BACKLOG = 1024  # connections that the system holds until the next turn accepts them
@@ -334,10 +338,14 @@ def _load_crc32(path: str) -> _Crc32:
         return update(value, bytes(data), len(data))
 
     def many(payloads: Sequence[bytes]) -> List[int]:
-        offsets = array("Q", itertools.accumulate(map(len, payloads), initial=0))
-        checksums = array("I", bytes(4 * len(payloads)))
-        batch(b"".join(payloads), view("uint64_t[]", offsets), len(payloads), view("uint32_t[]", checksums))
-        return checksums.tolist()
+        checksums: List[int] = []
+        for start in range(0, len(payloads), 4000):  # what a processor's cache holds
+            part = payloads[start : start + 4000]
+            offsets = array("Q", itertools.accumulate(map(len, part), initial=0))
+            found = array("I", bytes(4 * len(part)))
+            batch(b"".join(part), view("uint64_t[]", offsets), len(part), view("uint32_t[]", found))
+            checksums.extend(found)
+        return checksums
 
     # Each entry of each table once, each length of a tail, and one that is long enough to be folded.
     sample = bytes(range(251)) * 26
@@ -386,7 +394,7 @@ def crc32(data: bytes, value: int = 0) -> int:
 
 
 def crc32_many(payloads: Sequence[bytes]) -> List[int]:
-    """Return the CRC32 of each payload, in order: one call of the extension for all."""
+    """Return the CRC32 of each payload, in order: one call of the extension for thousands."""
     return _CRC32.many(payloads)
 
 
@@ -460,9 +468,7 @@ class Credential(NamedTuple):
 
     def payload(self) -> bytes:
         """The bytes whose CRC32 the device verifies; the order is that of the vendor's reference code (CONTRACT 1)."""
-        return (
-            f"{self.product_key}{self.device_name}{self.device_secret}{self.product_secret}{self.product_id}".encode()
-        )
+        return "".join(self[:5]).encode()
 
 
 class Command(NamedTuple):
@@ -501,18 +507,20 @@ class Record(NamedTuple):
 
 
 class Undo(NamedTuple):
-    """What `State.restore` needs: how the certificate was, and where the pool's cursor stood, before an event."""
+    """What `State.restore` needs: how the certificate and the pool's cursor were before an event, and which numbers
+    left the head of `Product.returned` with it."""
 
     product: Product
     number: int
     record: Record
     cursor: int
+    gone: Sequence[int]
 
 
 class Product:
     """The certificates of one ProductKey: by name, by the DeviceID that holds or is promised them, and free ones."""
 
-    __slots__ = ("counts", "cursor", "devices", "key", "names", "pool", "returned")
+    __slots__ = ("bound", "counts", "cursor", "devices", "key", "low", "names", "pool", "returned")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -522,6 +530,13 @@ class Product:
         self.cursor = 0  # what stands before it in the pool is not free, except what `returned` has
         self.returned: Deque[int] = deque()  # released ones, given out last
         self.counts = [0] * len(STATUS_NAMES)
+        self.bound = 0  # Unallocated ones that wait for the device they are bound to
+        self.low = LOW_STOCK  # see `low_stock_limit`
+
+    @property
+    def free(self) -> int:
+        """Certificates that any device may get."""
+        return self.counts[UNALLOCATED] - self.bound
 
     @property
     def total(self) -> int:
@@ -546,19 +561,33 @@ class Staged:
         self.names: List[str] = []
         self.products: Dict[str, Product] = {}
 
-    def add(self, credential: Credential) -> None:
-        """Prepare one certificate; the caller has made sure that neither its name nor its device is taken."""
-        product = self.products.get(credential.product_key)
+    def add(self, product_key: str, names: Sequence[str], device_ids: Sequence[str]) -> None:
+        """Prepare certificates of one product; the caller has made sure that no name and no device is taken.
+
+        `device_ids` has an id, or "", for each name; it may be empty, where no certificate is bound in advance.
+        """
+        product = self.products.get(product_key)
         if product is None:
-            product = self.products[credential.product_key] = Product(credential.product_key)
-        number = self.first + len(self.names)
-        self.names.append(credential.device_name)
-        product.names[credential.device_name] = number
-        product.counts[UNALLOCATED] += 1
-        if credential.device_id:
-            product.devices[credential.device_id] = number
-        else:
-            product.pool.append(number)
+            product = self.products[product_key] = Product(product_key)
+        first = self.first + len(self.names)
+        numbers = range(first, first + len(names))
+        self.names.extend(names)
+        product.names.update(zip(names, numbers))
+        product.counts[UNALLOCATED] += len(names)
+        if not any(device_ids):
+            product.pool.extend(numbers)
+            return
+        for number, device_id in zip(numbers, device_ids):
+            if device_id:
+                product.devices[device_id] = number
+                product.bound += 1
+            else:
+                product.pool.append(number)
+
+
+def low_stock_limit(total: int) -> int:
+    """Fewer free certificates than this are a low stock, of a product that has `total`."""
+    return max(LOW_STOCK, -(-total * LOW_STOCK_PERCENT // 100))
 
 
 class State:
@@ -667,24 +696,19 @@ class State:
             return None
         product = self.products[event.product_key]
         number = product.names[event.device_name]
-        undo = Undo(product, number, self.record(number), product.cursor)
-        self._set(product, number, EFFECTS[event.kind](undo.record, event))
-        return undo
+        record, cursor = self.record(number), product.cursor
+        gone = self._set(product, number, EFFECTS[event.kind](record, event))
+        return Undo(product, number, record, cursor, gone)
 
     def restore(self, undo: Undo) -> None:
         """Take back the latest event: the certificate, its device, and its place among the free ones are as before."""
-        product, number, record, cursor = undo
-        now_free = self._status[number] == UNALLOCATED
-        self._set(product, number, record)
-        if record.status == UNALLOCATED and not record.device_id:
+        product, number, record, cursor, gone = undo
+        released = self._status[number] == UNALLOCATED
+        at_head = bool(self._set(product, number, record))
+        product.cursor = cursor
+        if (released and not at_head) or (record.status == UNALLOCATED and not record.device_id):
             product.returned.pop()
-            place = bisect.bisect_left(product.pool, number, cursor)
-            if number in product.pool[place : place + 1]:
-                product.cursor = cursor
-            elif number not in product.returned:
-                product.returned.appendleft(number)
-        elif now_free and product.returned and product.returned[-1] == number:
-            product.returned.pop()
+        product.returned.extendleft(reversed(gone))
 
     def _next_free(self, product: Product) -> int:
         if product.cursor < len(product.pool):
@@ -693,9 +717,13 @@ class State:
             return product.returned[0]
         raise PoolExhausted("No certificate of this product is left: import more.")
 
-    def _set(self, product: Product, number: int, record: Record) -> None:
-        """The one place that changes a certificate; it keeps device map, counts and pool true."""
-        self._grow(number)
+    def _set(self, product: Product, number: int, record: Record) -> Sequence[int]:
+        """The one place that changes a certificate; it keeps device map, counts and pool true.
+
+        Returns the numbers that left the head of `returned`, because they are no longer free.
+        """
+        if number >= len(self._device):
+            self._grow(number)
         status, device_id, station, allocated_at, written_at, rerequests = record
         old_status, old_device = self._status[number], self._device[number]
         if old_device != device_id:
@@ -710,19 +738,30 @@ class State:
         self._written_at[number] = written_at
         if rerequests:
             self._rerequests[number] = rerequests
-        else:
+        elif self._rerequests:
             self._rerequests.pop(number, None)
         for counts in (product.counts, self.stocks[self._stock_of[number]].counts):
             counts[old_status] -= 1
             counts[status] += 1
-        if status == UNALLOCATED and not device_id:
-            product.returned.append(number)
+        if old_status == UNALLOCATED and old_device:
+            product.bound -= 1
+        if status == UNALLOCATED:
+            if device_id:
+                product.bound += 1
+            else:
+                product.returned.append(number)
+        return self._pass_over(product)
+
+    def _pass_over(self, product: Product) -> Sequence[int]:
+        """Let cursor and `returned` stand at free certificates again; return the numbers that left `returned`."""
         pool, cursor = product.pool, product.cursor
         while cursor < len(pool) and self._status[pool[cursor]] != UNALLOCATED:
             cursor += 1
         product.cursor = cursor
+        gone: List[int] = []
         while product.returned and self._status[product.returned[0]] != UNALLOCATED:
-            product.returned.popleft()
+            gone.append(product.returned.popleft())
+        return gone
 
     def _adopt(self, staged: Staged, detail: Mapping[str, Any]) -> None:
         if detail.get("source"):
@@ -739,7 +778,9 @@ class State:
                 product.names.update(new.names)
                 product.devices.update(new.devices)
                 product.pool.extend(new.pool)
+                product.bound += new.bound
                 product.counts[UNALLOCATED] += new.counts[UNALLOCATED]
+            self.products[key].low = low_stock_limit(self.products[key].total)
             for device_id, number in new.devices.items():
                 self._grow(number)
                 self._device[number] = device_id
@@ -760,12 +801,12 @@ class State:
         self._stock_of.extend(places)
 
     def _grow(self, number: int) -> None:
-        missing = number + 1 - len(self._device)
-        if missing > 0:
-            self._device.extend([""] * missing)
-            self._station.extend([""] * missing)
-            self._allocated_at.frombytes(bytes(8 * missing))
-            self._written_at.frombytes(bytes(8 * missing))
+        """Make the columns long enough for `number`, and for some that will follow."""
+        missing = max(0, min(number + 1000, len(self.names)) - len(self._device))
+        self._device.extend([""] * missing)
+        self._station.extend([""] * missing)
+        self._allocated_at.frombytes(bytes(8 * missing))
+        self._written_at.frombytes(bytes(8 * missing))
 
 
 # What each kind of event makes of a certificate's record. A kind that is not here and not an import is from the future.
@@ -794,7 +835,7 @@ SEPARATORS = ",;\t"
 
 _PRINTABLE = re.compile(rf"[!-~]{{1,{FIELD_LENGTH}}}")
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9\-_@.:]{4,32}")
-_MANGLED = re.compile(r"\d(\.\d+)?E[+-]\d{2,}|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)")
+_MANGLED = re.compile(r"-?\d([.,]\d+)?E[+-]\d{2,}|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)")
 _LINE_END = "\r\n"
 
 
@@ -838,30 +879,33 @@ class IdentityFile:
         self._separator, names = _sniff_separator(header)
         self._width = len(names)
         keys = [re.sub(r"[\s_-]", "", name).lower() for name in names]
-        self._places: List[Union[int, str]] = []  # for each of COLUMNS the cell's index, or the fixed value
+        places: List[int] = []  # for each of COLUMNS the index of its cell; behind a row's cells stand the fixed ones
+        self._fixed: List[str] = []
         missing = []
         for column in COLUMNS:
-            places = [index for index, key in enumerate(keys) if key == column.lower()]
-            if len(places) > 1:
+            found = [index for index, key in enumerate(keys) if key == column.lower()]
+            if len(found) > 1:
                 raise BadFile(f"The header line names {column} twice: leave one of them out.", start)
-            if not places and column in REQUIRED and not options.get(column):
+            if not found and column in REQUIRED and not options.get(column):
                 missing.append(column + (f" (or {OPTIONAL_FROM[column]})" if column in OPTIONAL_FROM else ""))
-            self._places.append(places[0] if places else options.get(column, ""))
+            if not found:
+                found = [self._width + len(self._fixed)]
+                self._fixed.append(options.get(column, ""))
+            places += found
         if missing:
             raise BadFile(f"The first line must name the columns; there is none for {', '.join(missing)}.", start)
         known = {column.lower() for column in COLUMNS}
         self.ignored = [name.strip() or "(no name)" for name, key in zip(names, keys) if key not in known]
-        self._fast = self._fast_pattern()
+        self._pick = operator.itemgetter(*places)
+        self._fast = self._fast_pattern(places)
 
     def rows(self) -> Iterator[Row]:
         """Yield each row that is not blank. A bad one never hides the rows after it."""
-        fast, places = self._fast, self._places
-        cells: Union[Sequence[str], str]
+        fast, pick, fixed = self._fast, self._pick, tuple(self._fixed)
         for line, text in self._physical_lines():
             match = fast(text)
             if match and "E+" not in text and "E-" not in text and "#" not in text:
-                groups = match.groups()
-                yield line, Credential(*[groups[place] if isinstance(place, int) else place for place in places])
+                yield line, Credential._make(pick(match.groups() + fixed))
                 continue
             cells = self._cells(text)
             if isinstance(cells, str):
@@ -879,12 +923,12 @@ class IdentityFile:
                     return
                 yield numbered
 
-    def _fast_pattern(self) -> Callable[[str], Optional[re.Match[str]]]:
+    def _fast_pattern(self, places: Sequence[int]) -> Callable[[str], Optional[re.Match[str]]]:
         """One expression that accepts only plain and right lines, a group for each cell; the others go the long way."""
         plain = f'[^{re.escape(self._separator)}"\\x00-\\x20\\x7f-\\U0010ffff]'
         cells = [f'([^{re.escape(self._separator)}"\\r\\n]*)'] * self._width
-        for column, place in zip(COLUMNS, self._places):
-            if isinstance(place, int):
+        for column, place in zip(COLUMNS, places):
+            if place < self._width:
                 lowest = 1 if column in REQUIRED else 0
                 name = f"({_DEVICE_NAME.pattern})"
                 cells[place] = name if column == "DeviceName" else f"({plain}{{{lowest},{FIELD_LENGTH}}})"
@@ -913,7 +957,7 @@ class IdentityFile:
     def _credential(self, cells: Sequence[str]) -> Union[Credential, str]:
         if len(cells) != self._width:
             return f"The row has {len(cells)} cells where the header line has {self._width}."
-        values = [cells[place] if isinstance(place, int) else place for place in self._places]
+        values = self._pick([*cells, *self._fixed])
         for column, value in zip(COLUMNS, values):
             reason = check_field(column, value)
             if reason:
@@ -922,22 +966,17 @@ class IdentityFile:
 
 
 def _sniff_encoding(data: bytes) -> str:
-    if data[:2] == b"PK" or data[:4] == b"\xd0\xcf\x11\xe0":
+    if data[:4] == b"PK\x03\x04" or data[:4] == b"\xd0\xcf\x11\xe0":
         raise BadFile("This is a spreadsheet, not a CSV file: save it as CSV and import that.")
-    place, utf16 = 0, data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    lines, utf16 = 0, data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     for encoding in ["utf-16"] if utf16 else ["utf-8-sig", "gb18030"]:
         try:
             data.decode(encoding)
             return encoding
         except UnicodeDecodeError as error:
-            place = max(place, error.start)
-    raise BadFile(
-        "The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", _line_at(data, place)
-    )
-
-
-def _line_at(data: bytes, place: int) -> int:
-    return data.count(b"\n", 0, place) + 1
+            before = data[: error.start].decode(encoding, "ignore")
+            lines = max(lines, len(re.findall("\r\n?|\n", before)))
+    raise BadFile("The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", lines + 1)
 
 
 def _sniff_separator(header: str) -> Tuple[str, List[str]]:
@@ -979,7 +1018,11 @@ JOURNAL_HEADER = b"Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,
 JOURNAL_WIDTH = 9
 DIGEST_LENGTH = 16
 
+csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
+
 _PLAIN = re.compile(r"[^=+\-@'\",\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
+_PLAIN_CELLS = re.compile(r"(?:(?:[^=+\-@'\",\r\n][^\",\r\n]*)?,){4}").fullmatch  # four of them, and an empty one
+_SPECIAL = ('"', "'", *(before + first for before in "\n," for first in "=+-@"))  # in lines of cells that do not
 
 
 def encode_cell(text: str) -> str:
@@ -1007,6 +1050,7 @@ def _second_as_text(second: int) -> Tuple[str, str]:
     return text[:19], text[19:]
 
 
+@functools.lru_cache(maxsize=64)
 def format_time(milliseconds: int) -> str:
     """Return ISO 8601 local time with offset, from milliseconds since 1970 UTC; "" for 0, which never happened."""
     if not milliseconds:
@@ -1043,10 +1087,11 @@ class JournalWriter:
     def encode(self, event: Event) -> bytes:
         """Return the event's line."""
         kind, moment, product_key, device_name, device_id, station, detail = event
-        text = json.dumps(detail, ensure_ascii=False, separators=(",", ":")) if detail else ""
-        cells = (product_key, device_name, device_id, station, text)
-        row = f"{self.seq + 1},{format_time(moment)},{kind},{','.join(map(encode_cell, cells))}"
-        body = row.encode("utf-8", "replace")
+        cells = f"{product_key},{device_name},{device_id},{station},"
+        if detail or not _PLAIN_CELLS(cells):
+            text = json.dumps(detail, ensure_ascii=False, separators=(",", ":")) if detail else ""
+            cells = ",".join(map(encode_cell, (product_key, device_name, device_id, station, text)))
+        body = f"{self.seq + 1},{format_time(moment)},{kind},{cells}".encode("utf-8", "replace")
         self.digest = chain_digest(self.digest, body)
         self.seq += 1
         return body + b"," + self.digest.encode() + b"\n"
@@ -1094,8 +1139,8 @@ class JournalReader:
         try:
             seq, event = decode_event(body)
             kind = event.kind
-            if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0):
-                raise ValueError("out of order")
+            if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0) or not isinstance(event.detail, dict):
+                raise ValueError("out of order, or its detail is no object")
         except (ValueError, csv.Error, StopIteration):
             raise self._damage("is not an event") from None
         if kind not in KINDS or (kind == "store" and event.detail.get("version") != FORMAT_VERSION):
@@ -1219,7 +1264,8 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back."""
-        os.ftruncate(self._descriptor, 0)
+        with contextlib.suppress(OSError):  # then it tells about us, but holds nobody up
+            os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
     def _busy(self, path: str) -> StoreBusy:
@@ -1252,11 +1298,11 @@ class ImportFile:
             with open(self.path, "rb") as file:
                 right = file.readline() == IMPORT_HEADER
                 for lines in iter(lambda: file.readlines(READ_BYTES), []):
-                    digest.update(b"".join(lines))
-                    for line in lines:
-                        self.offsets.append(offset)
-                        offset += len(line)
-                        staged.add(_credential_of(line))
+                    data = b"".join(lines)
+                    digest.update(data)
+                    self.offsets.extend(itertools.accumulate(map(len, lines[:-1]), initial=offset))
+                    offset += len(data)
+                    _stage_rows(staged, data.decode("ascii").split("\n")[:-1])
                     progress(f"reading {os.path.basename(self.path)}", len(self.offsets), rows)
         except OSError as error:
             raise StoreError(
@@ -1272,8 +1318,9 @@ class ImportFile:
         if self.file is None:
             self.file = open(self.path, "rb")  # noqa: SIM115 - kept open, closed by the store
         self.file.seek(self.offsets[number - self.first])
-        line = self.file.readline()
-        return Certificate(_credential_of(line), line[-9:-1].decode())
+        cells = decode_cells(self.file.readline()[:-1].decode("ascii"))
+        checksum = cells.pop()
+        return Certificate(Credential(*cells), checksum)
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
@@ -1282,10 +1329,23 @@ class ImportFile:
             self.file = None
 
 
-def _credential_of(line: bytes) -> Credential:
-    cells = decode_cells(line[:-1].decode("ascii"))
-    cells.pop()
-    return Credential(*cells)
+def _stage_rows(staged: Staged, lines: Sequence[str]) -> None:
+    """Prepare the rows of an import file, in runs of one product."""
+    keys, names, _, _, _, device_ids, _ = zip(*map(decode_cells, lines))
+    start = 0
+    for key, run in itertools.groupby(keys):
+        end = start + sum(1 for _ in run)
+        staged.add(key, names[start:end], device_ids[start:end])
+        start = end
+
+
+def encode_rows(credentials: Sequence[Credential], checksums: Sequence[int]) -> List[bytes]:
+    """Return the lines of an import file for these certificates."""
+    lines = [",".join(credential) for credential in credentials]
+    text = "\n" + "\n".join(lines)
+    if any(special in text for special in _SPECIAL) or text.count(",") != (len(COLUMNS) - 1) * len(lines):
+        lines = [",".join(map(encode_cell, credential)) for credential in credentials]
+    return [b"%b,%08X\n" % (line.encode(), checksum) for line, checksum in zip(lines, checksums)]
 
 
 class ImportWriter:
@@ -1298,17 +1358,17 @@ class ImportWriter:
         self._digest = hashlib.sha256(IMPORT_HEADER)
         self._offset = len(IMPORT_HEADER)
         self._descriptor = _open(self.imported.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        _write_all(self._descriptor, IMPORT_HEADER)
+        try:
+            _write_all(self._descriptor, IMPORT_HEADER)
+        except OSError:
+            self.discard()
+            raise
 
     def write(self, credentials: Sequence[Credential], checksums: Sequence[int]) -> None:
         """Append rows. Raises OSError; the file is then only good to be discarded."""
-        lines = [
-            f"{','.join(map(encode_cell, credential))},{checksum:08X}\n".encode()
-            for credential, checksum in zip(credentials, checksums)
-        ]
-        for line in lines:
-            self.imported.offsets.append(self._offset)
-            self._offset += len(line)
+        lines = encode_rows(credentials, checksums)
+        self.imported.offsets.extend(itertools.accumulate(map(len, lines[:-1]), initial=self._offset))
+        self._offset += sum(map(len, lines))
         data = b"".join(lines)
         self._digest.update(data)
         _write_all(self._descriptor, data)
@@ -1367,8 +1427,11 @@ class Store:
 
     def _open_folder(self, command: str) -> None:
         folder = self.folder
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            raise StoreError(f"{folder} is a file, not a folder: name another folder with --data.")
+        nearest = folder
+        while not os.path.exists(nearest):
+            nearest = os.path.dirname(nearest)
+        if not os.path.isdir(nearest):
+            raise StoreError(f"{nearest} is a file, not a folder: name another folder with --data.")
         if not self.writer:
             return
         try:
@@ -1435,9 +1498,10 @@ class Store:
     def _load_import(self, event: Event, state: State, progress: Progress) -> None:
         try:
             name, rows, sha256, batch = (event.detail[key] for key in ("file", "rows", "sha256", "batch"))
-        except KeyError:
+            path = os.path.join(self._imports_folder, name)
+        except (KeyError, TypeError):
             raise StoreError(f"journal.csv: the import at {format_time(event.time)} lacks its details.") from None
-        imported = ImportFile(os.path.join(self._imports_folder, name), len(state.names))
+        imported = ImportFile(path, len(state.names))
         staged = Staged(imported.first, batch)
         imported.load(staged, sha256, rows, progress)
         state.prepared.append(staged)
@@ -1498,7 +1562,8 @@ class Store:
             return imported.certificate(number)
         except (OSError, ValueError, TypeError, csv.Error):
             imported.close()
-            raise StoreUnavailable(f"{imported.path} cannot be read: put it back and start again.") from None
+            name = os.path.basename(imported.path)
+            raise StoreUnavailable(f"imports/{name} cannot be read: put it back and start again.") from None
 
     def append(self, event: Event) -> None:
         """Add an event to the next commit. Raises StoreUnavailable where nothing can be recorded any more."""
@@ -1515,8 +1580,7 @@ class Store:
         if self._broken:
             raise StoreUnavailable(self._broken)
         try:
-            facts = os.fstat(self._journal)
-            if facts.st_size != self._offset or facts.st_nlink == 0:
+            if not self._is_untouched():
                 self.stop("Another program changed journal.csv: find out which, and start again.")
                 raise StoreUnavailable(self._broken)
             _write_all(self._journal, data)
@@ -1556,6 +1620,16 @@ class Store:
                                 yield decode_event(line.rpartition(b",")[0])[1]
                 rest = tail
                 yield None
+
+    def _is_untouched(self) -> bool:
+        """No other program has changed the journal, or put another file in its place."""
+        facts = os.fstat(self._journal)
+        if facts.st_size != self._offset:
+            return False
+        try:  # on Windows a file that is open cannot be moved
+            return sys.platform == "win32" or os.path.samestat(facts, os.stat(self._journal_path))
+        except FileNotFoundError:
+            return False
 
     def stop(self, reason: str) -> None:
         """Record nothing any more in this process: what is on the disk is no longer known."""
@@ -1673,11 +1747,6 @@ class Allocation(NamedTuple):
     kind: str  # of the event that it took, SAME for none
 
 
-def low_stock_limit(product: Product) -> int:
-    """Fewer free certificates than this are a low stock."""
-    return max(LOW_STOCK, -(-product.total * LOW_STOCK_PERCENT // 100))
-
-
 def _made_up_id(product: Product) -> str:
     """A DeviceID for a device that has none, never used before for this product."""
     while True:
@@ -1729,16 +1798,23 @@ class _Import:
         self.hashes = array("q")
         self.detail: Dict[str, Any] = {}
 
-    def add(self, credential: Credential) -> None:
-        self.staged.add(credential)
-        self.hashes.append(hash(credential))
+    def add(self, credentials: Sequence[Credential]) -> None:
+        """Take certificates that are neither in the store nor in the files before."""
+        for key, run in itertools.groupby(credentials, operator.attrgetter("product_key")):
+            rows = list(run)
+            self.staged.add(key, [row.device_name for row in rows], [row.device_id for row in rows])
+        self.hashes.extend(map(hash, credentials))
+
+    def event(self) -> Event:
+        """The event that makes the file part of the store."""
+        assert self.writer
+        return Event("import", _now(), detail={**self.detail, **self.writer.detail()})
 
     def hand_over(self) -> ImportFile:
-        """Close the file and complete `detail`: it is the store's now."""
+        """Close the file: it is the store's now."""
         assert self.writer
         writer, self.writer = self.writer, None
         writer.close()
-        self.detail.update(writer.detail())
         return writer.imported
 
 
@@ -1860,14 +1936,17 @@ class Service:
             raise
         if undo:
             self._undo.append(undo)
-            if event.kind == "allocate" and undo.record.status == UNALLOCATED:
-                self._warn_of_stock(undo.product)
+            product = undo.product
+            if event.kind == "allocate" and product.counts[UNALLOCATED] - product.bound < product.low:
+                self._warn_of_stock(undo)
 
-    def _warn_of_stock(self, product: Product) -> None:
-        left, limit = product.counts[UNALLOCATED], low_stock_limit(product)
+    def _warn_of_stock(self, undo: Undo) -> None:
+        product, left = undo.product, undo.product.free
+        if undo.record.status != UNALLOCATED:
+            return
         if left == 0:
             self.notify(f"No certificate of product {product.key} is left: import more now.")
-        elif left == limit - 1:
+        elif left == product.low - 1:
             self.notify(f"Only {left} certificates of product {product.key} are left: import more.")
 
     # -- importing -----------------------------------------------------------------------------------------------------
@@ -1929,23 +2008,9 @@ class Service:
         imports.append(new)
         before = report.read, report.rejected
         rows = file.rows()
-        while True:
-            good, read = [], 0
-            for line, row in itertools.islice(rows, IMPORT_SLICE):
-                read += 1
-                reason = row if isinstance(row, str) else self._conflict(row, imports)
-                if reason is None:
-                    assert isinstance(row, Credential)
-                    new.add(row)
-                    good.append(row)
-                elif reason == DUPLICATE:
-                    report.duplicates += 1
-                else:
-                    report.rejected += 1
-                    report.reject(upload.name, line, reason)
-            if not read:
-                break
-            report.read += read
+        for chunk in iter(lambda: list(itertools.islice(rows, IMPORT_SLICE)), []):
+            report.read += len(chunk)
+            good = self._sift(upload.name, chunk, imports, report)
             report.imported += len(good)
             if good and new.writer:
                 new.writer.write(good, crc32_many([row.payload() for row in good]))
@@ -1956,6 +2021,36 @@ class Service:
         if new.staged.names:
             report.batches.append(batch)
             new.detail = {"batch": batch, "who": options.who, "read": read, "source": "" if rejected else source}
+
+    def _sift(
+        self, name: str, chunk: Sequence[Row], imports: Sequence[_Import], report: ImportReport
+    ) -> Sequence[Credential]:
+        """Add the new certificates of a chunk to the last of `imports` and return them; report the others."""
+        new, rows = imports[-1], [row for _, row in chunk if isinstance(row, Credential)]
+        if len(rows) == len(chunk) and self._all_new(rows, imports):
+            new.add(rows)
+            return rows
+        good = []
+        for line, row in chunk:
+            reason = row if isinstance(row, str) else self._conflict(row, imports)
+            if reason == DUPLICATE:
+                report.duplicates += 1
+            elif reason:
+                report.rejected += 1
+                report.reject(name, line, reason)
+            elif isinstance(row, Credential):
+                new.add([row])
+                good.append(row)
+        return good
+
+    def _all_new(self, rows: Sequence[Credential], imports: Sequence[_Import]) -> bool:
+        """Say at once, for what most files are made of, that no row of one product has a `_conflict`."""
+        keys, names = {row.product_key for row in rows}, {row.device_name for row in rows}
+        if len(keys) != 1 or len(names) != len(rows) or any(row.device_id for row in rows):
+            return False
+        states: List[Mapping[str, Product]] = [self.state.products, *(other.staged.products for other in imports)]
+        products = [products[key] for products in states for key in keys if key in products]
+        return all(product.names.keys().isdisjoint(names) for product in products)
 
     def _conflict(self, row: Credential, imports: Sequence[_Import]) -> Optional[str]:
         """Return None for a new certificate, DUPLICATE for one that is here already, else the reason against it."""
@@ -1995,9 +2090,9 @@ class Service:
         self.commit()
         adopted = []
         for new in imports:
-            imported = new.hand_over()
-            adopted.append((new.staged, imported, Event("import", _now(), detail=new.detail)))
-            self.store.append(adopted[-1][2])
+            event = new.event()
+            self.store.append(event)
+            adopted.append((new.staged, new.hand_over(), event))
         self.store.commit()
         for prepared, imported, event in adopted:
             self.state.prepared.append(prepared)
@@ -2029,7 +2124,6 @@ REASONS = {
 ACTIONS = (REQUEST, BURN_SUCCEEDED, BURN_FAILED)  # the wire's numbers are the state machine's columns
 ACTION_NAMES = ("request", "burned", "failed")
 
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
 _REQUEST_LINE = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/(\d\.\d)")
 _HEADER_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*)")
 _LENGTH = re.compile(r"\d{1,12}")
@@ -2078,6 +2172,18 @@ def parse_head(data: bytes) -> Head:
     return Head(method, path, keep_alive, int(length), headers)
 
 
+def _head_end(buffer: bytearray) -> Tuple[int, int]:
+    """Return where the first empty line begins, line end before it included, and where the body does; 0 for neither."""
+    crlf, lf = buffer.find(b"\n\r\n"), buffer.find(b"\n\n")  # a client may end its lines by LF alone
+    if crlf >= 0 and (lf < 0 or crlf < lf):
+        end, start = crlf, crlf + 3
+    elif lf >= 0:
+        end, start = lf, lf + 2
+    else:
+        return 0, 0
+    return (end - 1 if buffer[end - 1] == 13 else end), start
+
+
 def _no_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -2089,24 +2195,20 @@ def _refuse_constant(name: str) -> NoReturn:
     raise BadRequest(f"{name} is not JSON.")
 
 
-def _bounded_int(text: str) -> int:
-    if len(text) > 20:
-        raise BadRequest("A number of the JSON is too long.")
-    return int(text)
-
-
-_DECODE = json.JSONDecoder(
-    object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant, parse_int=_bounded_int
-).decode
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+_SCAN: Callable[[str, int], Tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]
 
 
 def parse_object(body: bytes) -> Dict[str, Any]:
     """Read one JSON object, strictly. Raises BadRequest."""
     try:
-        value = _DECODE(body.decode())
+        text = body.decode().strip(" \t\r\n")
+        value, end = _SCAN(text, 0)
+        if end != len(text):
+            raise ValueError("more than one value")
     except UnicodeDecodeError:
         raise BadRequest("The body is not UTF-8.") from None
-    except ValueError:
+    except (ValueError, StopIteration):
         raise BadRequest("The body is not one JSON object.") from None
     except RecursionError:
         raise BadRequest("The JSON is nested too deep.") from None
@@ -2190,7 +2292,7 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 MANAGEMENT = "/certtool/"
-LOOPBACK_HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+LOOPBACK_HOSTS = re.compile(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 RESULTS = {  # of an event's kind, for the console
     "allocate": "allocated",
     "rerequest": "same again, is Written",
@@ -2224,26 +2326,30 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     """
 
     server: CertServer
+    head: Optional[Head] = None
+    body = b""
+    unsent = b""
+    events = 0  # what the selector watches
+    idle = True  # between two requests
+    closing = False  # the last reply is decided: read no further request
+    finished = False  # the last reply is sent, or in `unsent`
+    draining = False
+    streaming = False  # a part of the reply is sent
+    waiting = False  # the reply comes from a job, which ends with the connection
+    more = False  # whole requests may be left in the buffer
+    held = False  # so they are, until the peer takes replies
+    due = 0  # replies that wait for the end of the turn
+    open = True
 
     def __init__(self, connection: socket.socket, client_address: Any, server: CertServer) -> None:
         self.connection = connection
         self.client_address = client_address
         self.server = server
         self.station = str(client_address[0])
+        if self.station.startswith("::ffff:"):  # IPv4 over an IPv6 socket
+            self.station = self.station[7:]
         self.buffer = bytearray()
-        self.head: Optional[Head] = None
-        self.body = b""
-        self.unsent = b""
         self.deadline = server.now + REQUEST_SECONDS
-        self.events = 0  # what the selector watches
-        self.idle = True  # between two requests
-        self.closing = False  # the last reply is decided: read no further request
-        self.finished = False  # the last reply is sent, or in `unsent`
-        self.draining = False
-        self.streaming = False  # a part of the reply is sent
-        self.waiting = False  # the reply comes from a job, which ends with the connection
-        self.more = False  # whole requests may be left in the buffer
-        self.open = True
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -2258,7 +2364,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             return
         if self.draining:
             if not data:
-                self.close()
+                self.draining = False
+                self.settle()
         elif data:
             self.buffer += data
             self.run()
@@ -2266,20 +2373,26 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.close()
         elif self.idle and not self.buffer:
             self.closing = True
-            self.server.replies.append((self, b"", False, False))  # close behind what this turn still answers
+            self._queue(b"", False, False)  # close behind what this turn still answers
+            self.watch()
         else:
             self.refuse(BadRequest("The connection ended in the middle of a request."))
 
     def run(self) -> None:
         """Run whole requests from the buffer, a bounded number in one turn."""
-        self.more = False
+        self.more = self.held = False
         for _ in range(MAX_PIPELINED):
-            if self.closing or self.waiting or not self.open or len(self.unsent) > MAX_UNSENT:
+            if self.closing or self.waiting or not self.open:
+                return
+            if len(self.unsent) > MAX_UNSENT:
+                self.held = bool(self.buffer)
                 return
             try:
                 if not self._take_request():
                     return
                 self._dispatch()
+                if not self.buffer:
+                    return
             except CertToolError as error:
                 self.refuse(error)
             except Exception as error:  # the one boundary: whatever it is, the line goes on
@@ -2293,21 +2406,22 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         """Move one whole request from the buffer to `head` and `body`; False while it is not all there."""
         buffer = self.buffer
         if self.head is None:
+            if buffer[:1] in (b"\r", b"\n"):  # old clients end a body with an empty line
+                del buffer[: len(buffer) - len(buffer.lstrip(b"\r\n"))]
             if not buffer:
                 return False
             if self.idle:
                 self.idle = False
                 self.deadline = self.server.now + REQUEST_SECONDS
-            match = _HEAD_END.search(buffer)
-            if not match or match.end() > MAX_HEAD:
+            end, start = _head_end(buffer)
+            if not start or start > MAX_HEAD:
                 if len(buffer) > MAX_HEAD:
                     raise BadRequest(f"The headers are longer than {MAX_HEAD} bytes.", 431)
-                start = buffer.lstrip(b"\r\n")[:1]
-                if start and not start.isupper():
+                if not buffer[:1].isupper():
                     raise BadRequest("This is not an HTTP request: send POST / HTTP/1.1 with a JSON body.")
                 return False
-            self.head = parse_head(bytes(buffer[: match.start()].lstrip(b"\r\n")))
-            del buffer[: match.end()]
+            self.head = parse_head(bytes(buffer[:end]))
+            del buffer[:start]
             self._check_length(self.head)
         head = self.head
         if len(buffer) < head.length:
@@ -2326,7 +2440,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if head.length > limit:
             raise BadRequest(f"The body is longer than {limit} bytes.", 413)
         if "expect" in head.headers and len(self.buffer) < head.length:
-            self.server.replies.append((self, b"HTTP/1.1 100 Continue\r\n\r\n", False, True))
+            self._queue(b"HTTP/1.1 100 Continue\r\n\r\n", False, True)
 
     def _dispatch(self) -> None:
         head, self.head = self.head, None
@@ -2334,8 +2448,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.command, self.path, self.keep_alive = head.method, head.path, head.keep_alive
         self.request_head = head
         self.idle = True
-        self.deadline = self.server.now + IDLE_SECONDS
-        self.server.heard_of(self)
+        if not self.unsent:
+            self.deadline = self.server.now + IDLE_SECONDS
         if head.method not in ("POST", "GET"):
             raise BadRequest("Only POST carries a request.", 501)
         managing = head.path.startswith(MANAGEMENT) or (head.method == "GET" and is_loopback(self.station))
@@ -2355,11 +2469,10 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.server.manage(self, self.path[len(MANAGEMENT) :])
             return
         server = self.server
-        product_key, device_id, name, action = "", "-", "-", "?"
+        product_key, device_id, name, action, now = "", "-", "-", "?", server.wall
         try:
             product_key, device_id, verb = parse_request(self.body)
             action = ACTION_NAMES[verb]
-            now = _now()
             if verb == REQUEST:
                 given = server.service.request(product_key, device_id, self.station, now)
                 name, device_id = given.certificate.credential.device_name, given.device_id
@@ -2374,7 +2487,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             result = f"refused: {error.code}"
             bad = isinstance(error, BadRequest)
             self.reply(error.http_status, format_error(error), recorded=not bad)
-        event = RequestEvent(_now(), self.station, action, device_id or "-", name, result, product_key)
+        event = RequestEvent(now, self.station, action, device_id or "-", name, result, product_key)
         server.turn_events.append(event)
 
     def do_GET(self) -> None:
@@ -2388,14 +2501,18 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if not self.keep_alive:
             self.closing = True
         data = format_reply(http_status, body, self.keep_alive, content_type or "application/json", more)
-        self.server.replies.append((self, data, recorded, self.keep_alive))
+        self._queue(data, recorded, self.keep_alive)
+
+    def _queue(self, data: bytes, recorded: bool, keep_alive: bool) -> None:
+        self.due += 1
+        self.server.replies.append((self, data, recorded, keep_alive))
 
     def stream(self, data: bytes, last: bool = False) -> None:
         """Queue a part of an answer that a job sends in parts; the `last` one ends it."""
         self.streaming = not last
         if last and not self.keep_alive:
             self.closing = True
-        self.server.replies.append((self, data, False, self.keep_alive or not last))
+        self._queue(data, False, self.keep_alive or not last)
 
     def refuse(self, error: CertToolError) -> None:
         """Answer an error after which the connection cannot be trusted, or need not go on."""
@@ -2414,6 +2531,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         """Send now what the peer takes; the loop sends the rest when it takes more."""
         if not self.open:
             return
+        self.due -= 1
         self.finished = last
         if self.unsent:
             self.unsent += data
@@ -2425,17 +2543,20 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             except OSError:
                 self.close()
                 return
-            self.unsent = data[sent:]
-            if self.unsent:
+            if sent < len(data):
+                self.unsent = data[sent:]
                 self.deadline = self.server.now + REPLY_SECONDS
         self.settle()
 
     def flush(self) -> None:
         """Send on, now that the peer takes more."""
         data, self.unsent = self.unsent, b""
+        self.due += 1
         self.send(data, self.finished)
-        if self.open and not self.unsent and self.buffer and not self.more:
-            self.more = True
+        if self.idle and not self.unsent and not self.closing:
+            self.deadline = self.server.now + IDLE_SECONDS
+        if self.held and len(self.unsent) <= MAX_UNSENT:
+            self.held, self.more = False, True
             self.server.again.append(self)
 
     def settle(self) -> None:
@@ -2454,8 +2575,10 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if self.closing:
             takes = self.draining
         else:
-            takes = not self.more and len(self.unsent) <= MAX_UNSENT and not (self.waiting and self.buffer)
-        self.server.watch(self, (READ if takes else 0) | (WRITE if self.unsent else 0))
+            takes = not (self.more or self.held or len(self.unsent) > MAX_UNSENT or (self.waiting and self.buffer))
+        events = (READ if takes else 0) | (WRITE if self.unsent else 0)
+        if events != self.events:
+            self.server.watch(self, events)
 
     def on_ready(self, events: int) -> None:
         """The selector's call."""
@@ -2463,7 +2586,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.flush()
         if events & READ and self.open:
             self.feed()
-            if self.open and not self.closing:
+            if self.open and not self.due:  # else the reply's sending sees to it
                 self.watch()
 
     def expire(self) -> None:
@@ -2501,8 +2624,8 @@ class Site:
         """Answer a POST to management that only the page makes. The peer has been checked."""
         raise BadRequest("There is no such management request.")
 
-    def event(self, event: RequestEvent) -> None:
-        """See a request whose record is durable."""
+    def events(self, events: Sequence[RequestEvent]) -> None:
+        """See requests whose records are durable."""
 
     def notice(self, sentence: str) -> None:
         """See a sentence for the operator."""
@@ -2523,8 +2646,8 @@ class Job(NamedTuple):
 class CertServer(http.server.HTTPServer):
     """The loop. Construction binds and listens, and raises CertToolError where the address is taken or wrong.
 
-    It is ready once `serve_forever` runs. `on_event` gets what a console shows of each request, `notify` sentences for
-    the operator.
+    It is ready once `serve_forever` runs. `on_events` gets what a console shows of a turn's requests, `notify` gets
+    sentences for the operator.
     """
 
     allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
@@ -2534,19 +2657,19 @@ class CertServer(http.server.HTTPServer):
         self,
         host: str,
         port: int,
-        on_event: Callable[[RequestEvent], None],
+        on_events: Callable[[Sequence[RequestEvent]], None],
         notify: Callable[[str], None],
         allow: Sequence[str] = (),
         crc_as_int: bool = False,
     ) -> None:
         self.service: Service
-        self.on_event = on_event
+        self.on_events = on_events
         self.notify = notify
         self.crc_as_int = crc_as_int
         self.token = secrets.token_urlsafe(32)
         self.stopping = False
-        self.now = time.monotonic()
-        self.connections: Dict[CertRequestHandler, None] = {}  # the one that was heard of longest ago comes first
+        self.now, self.wall = time.monotonic(), _now()  # of this turn: deadlines, and the time of its events
+        self.connections: Set[CertRequestHandler] = set()
         self.replies: List[Reply] = []
         self.turn_events: List[RequestEvent] = []
         self.again: List[CertRequestHandler] = []
@@ -2556,6 +2679,7 @@ class CertServer(http.server.HTTPServer):
         self._allowed: Dict[str, bool] = {}
         self._selector = selectors.DefaultSelector()
         self._listeners: List[socket.socket] = []
+        self._most_connections = _most_connections()
         self._sweep_at = 0.0
         self.failing = ""  # why nothing can be recorded
         if ":" in host:
@@ -2569,7 +2693,8 @@ class CertServer(http.server.HTTPServer):
             raise CertToolError(_why_not_bound(host, port, error)) from None
         for listener in self._listeners:
             listener.setblocking(False)
-            self._selector.register(listener, READ, functools.partial(self._accept, listener))
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._selector.register(listener, READ, functools.partial(self._accept, listener, int(listener.family)))
 
     def server_bind(self) -> None:
         """Bind; the base class would ask DNS for our name, 30 s on a PC that has none."""
@@ -2609,7 +2734,7 @@ class CertServer(http.server.HTTPServer):
         """One turn: see the section's head."""
         busy = self.again or any(job.can_go_on() for job in self.jobs)
         ready = self._selector.select(0 if busy else poll_interval)
-        self.now = time.monotonic()
+        self.now, self.wall = time.monotonic(), _now()
         again, self.again = self.again, []
         for handler in again:
             handler.run()
@@ -2647,17 +2772,17 @@ class CertServer(http.server.HTTPServer):
                 data = format_reply(failure.http_status, format_error(failure), keep_alive)
             handler.send(data, not keep_alive)
         events, self.turn_events = self.turn_events, []
-        for event in events:
-            event = event._replace(result=f"refused: {failure.code}") if failure else event
-            self.on_event(event)
-            self.site.event(event)
+        if failure:
+            events = [event._replace(result=f"refused: {failure.code}") for event in events]
+        self.on_events(events)
+        self.site.events(events)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
-    def _accept(self, listener: socket.socket, _events: int) -> None:
+    def _accept(self, listener: socket.socket, family: int, _events: int) -> None:
         for _ in range(ACCEPTS):
             try:
-                connection, address = listener.accept()
+                descriptor, address = listener._accept()  # type: ignore[attr-defined]  # accept() looks enums up
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -2666,29 +2791,28 @@ class CertServer(http.server.HTTPServer):
                 if not self._evict():
                     self.notify(f"No connection can be taken ({error.strerror}): close other programs.")
                 return
+            connection = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
             connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if len(self.connections) >= MAX_CONNECTIONS:
+            if sys.platform == "win32":  # elsewhere the listener passes it on
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if len(self.connections) >= self._most_connections:
                 self._evict()
             handler = CertRequestHandler(connection, address, self)
-            self.connections[handler] = None
+            self.connections.add(handler)
             handler.feed()  # its request has often arrived with it
             if handler.open and not handler.closing:
                 handler.watch()
 
     def _evict(self) -> bool:
         """Close the connection that said nothing for the longest time, so that a new client finds room."""
-        victims = (handler for handler in self.connections if not handler.waiting and not handler.closing)
-        victim = next((handler for handler in victims if handler.idle), None) or next(iter(self.connections), None)
-        if victim is None:
+        victims = [handler for handler in self.connections if not handler.waiting and not handler.due]
+        if not victims:
             return False
-        victim.close()
+        min(victims, key=lambda handler: (not handler.idle, handler.deadline)).close()
         return True
 
     def watch(self, handler: CertRequestHandler, events: int) -> None:
-        """Set what the selector wakes this connection for."""
-        if events == handler.events:
-            return
+        """Change what the selector wakes this connection for."""
         if not handler.events:
             self._selector.register(handler.connection, events, handler.on_ready)
         elif not events:
@@ -2697,15 +2821,11 @@ class CertServer(http.server.HTTPServer):
             self._selector.modify(handler.connection, events, handler.on_ready)
         handler.events = events
 
-    def heard_of(self, handler: CertRequestHandler) -> None:
-        """Put a connection that made a request last in the order of eviction."""
-        self.connections.pop(handler, None)
-        self.connections[handler] = None
-
     def forget(self, handler: CertRequestHandler) -> None:
         """A connection ends; a job that it asked for ends with it."""
-        self.watch(handler, 0)
-        self.connections.pop(handler, None)
+        if handler.events:
+            self.watch(handler, 0)
+        self.connections.discard(handler)
         for job in [job for job in self.jobs if job.handler is handler]:
             self.jobs.remove(job)
             job.steps.close()
@@ -2835,9 +2955,21 @@ class CertServer(http.server.HTTPServer):
         self.again.append(handler)
 
 
+def _most_connections() -> int:
+    """As many connections as the system lets this process have, with files left for the store."""
+    if sys.platform != "win32":
+        wanted = MAX_CONNECTIONS + OTHER_FILES
+        soft, hard = (wanted if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE))
+        if soft < min(wanted, hard):
+            soft = min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        return max(1, min(MAX_CONNECTIONS, soft - OTHER_FILES))
+    return MAX_CONNECTIONS
+
+
 def is_loopback(address: str) -> bool:
     """Say whether this numeric address is of this PC alone."""
-    return address.startswith("127.") or address in ("::1", "::ffff:127.0.0.1")
+    return address.startswith("127.") or address == "::1"
 
 
 def where_raised(error: BaseException) -> str:
@@ -3279,7 +3411,7 @@ function drawLine() {
   if (now && !banners.length) {
     if (now.problem) banners.push(["", now.problem]);
     for (const product of now.products)
-      if (product.low) banners.push([product.counts[0] ? "lowStock" : "noneLeft", product.key, number(product.counts[0])]);
+      if (product.low) banners.push([product.left ? "lowStock" : "noneLeft", product.key, number(product.left)]);
   }
   redraw("banners", banners, (list) => list.map(([key, ...values]) =>
     h("p", { class: key === "lowStock" ? "banner warn" : "banner" }, key ? t(key, ...values) : say(values[0]))));
@@ -3322,7 +3454,7 @@ function drawProducts([products, stocks]) {
     const list = (open.length ? open : own.slice(-1)).slice(0, 12);
     return h("div", { class: product.low ? "product low" : "product" },
       h("div", { class: "row" }, h("span", { class: "key" }, product.key),
-        h("span", { class: "left" }, number(product.counts[0]), h("small", {}, " " + t("left")))),
+        h("span", { class: "left" }, number(product.left), h("small", {}, " " + t("left")))),
       product.hours_left !== null && h("p", { class: "label" }, t("runsOutIn", duration(product.hours_left))),
       ...list.map((stock) => h("div", { class: "batch" },
         h("div", { class: "mono" }, stock.batch), bar(stock.counts), counts(stock.counts))),
@@ -3733,10 +3865,9 @@ class Activity:
             {
                 "key": product.key,
                 "counts": product.counts,
-                "low": product.counts[UNALLOCATED] < low_stock_limit(product),
-                "hours_left": product.counts[UNALLOCATED] * span / taken[product.key]
-                if taken.get(product.key)
-                else None,
+                "left": product.free,
+                "low": product.free < product.low,
+                "hours_left": product.free * span / taken[product.key] if taken.get(product.key) else None,
             }
             for product in products
         ]
@@ -3782,9 +3913,10 @@ class Page(Site):
         host = "[::1]" if self.server.server_name == "::1" else "127.0.0.1"
         return f"http://{host}:{self.server.server_port}/?token={self._token}"
 
-    def event(self, event: RequestEvent) -> None:
-        """See a request whose record is durable."""
-        self.activity.add(event)
+    def events(self, events: Sequence[RequestEvent]) -> None:
+        """See requests whose records are durable."""
+        for event in events:
+            self.activity.add(event)
 
     def notice(self, sentence: str) -> None:
         """See a sentence for the operator."""
@@ -3950,7 +4082,7 @@ class Page(Site):
 
 
 class Console:
-    """What the operator sees of the running server. `event` and `notify` return at once, whatever the screen does."""
+    """What the operator sees of the running server. `events` and `notify` return at once, whatever the screen does."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -3965,10 +4097,10 @@ class Console:
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
         self._thread.start()
 
-    def event(self, event: RequestEvent) -> None:
-        """Show a request."""
-        self._events.append(event)
-        self._put += 1
+    def events(self, events: Sequence[RequestEvent]) -> None:
+        """Show requests."""
+        self._events.extend(events)
+        self._put += len(events)
 
     def notify(self, sentence: str) -> None:
         """Show a sentence that matters."""
@@ -4070,10 +4202,12 @@ class Station:
         """Return the answer's object, its checksum verified. Raises NoAnswer or ServerRefused."""
         answer = self._ask({"ProductKey": product_key, "DeviceID": device_id or None, "Action": REQUEST})
         fields = [answer.get(name, "") for name in COLUMNS[:5]]
-        if not all(isinstance(field, str) for field in fields) or not all(fields[:3]):
-            raise NoAnswer(f"The answer of {self.server} is no certificate: is that a certtool?", True)
+        for column, field in zip(COLUMNS, fields):
+            if not isinstance(field, str) or check_field(column, field):
+                raise NoAnswer(f"The {column} from {self.server} is none: is that a certtool?", True)
         checksum = crc32("".join(fields).encode("utf-8", "replace"))
-        if answer.get("CRC32") not in (checksum, f"{checksum:08X}", f"{checksum:08x}"):
+        told = answer.get("CRC32")
+        if (told.upper().zfill(8) if isinstance(told, str) else told) not in (checksum, f"{checksum:08X}"):
             raise NoAnswer(f"The CRC32 of the certificate from {self.server} is wrong: do not burn it.", True)
         return answer
 
@@ -4083,27 +4217,36 @@ class Station:
         self._ask({"ProductKey": product_key, "DeviceID": device_id, "Action": action})
 
     def _ask(self, message: Mapping[str, Any]) -> Dict[str, Any]:
-        for attempt in range(1, STATION_ATTEMPTS + 1):
+        left = STATION_ATTEMPTS
+        while True:
+            left -= 1
             try:
                 status, body = self._exchange(json.dumps(message).encode())
-                return self._answer(status, body)
+                return self._answer(status, body, message)
             except NoAnswer as error:
-                if attempt == STATION_ATTEMPTS or (error.sent and not message["DeviceID"]):
+                if left <= 0 or (error.sent and not message["DeviceID"]):
                     raise
                 time.sleep(STATION_PAUSE)
-        raise AssertionError  # the loop returns or raises
 
-    def _answer(self, status: int, body: bytes) -> Dict[str, Any]:
+    def _answer(self, status: int, body: bytes, message: Mapping[str, Any]) -> Dict[str, Any]:
         try:
             answer = parse_object(body)
         except BadRequest:
             raise NoAnswer(f"{self.server} answered {status} without JSON: is that a certtool?", True) from None
         if status == 200 and answer.get("Status") == "OK":
+            self._check_addressee(answer, message)
             return answer
         if status == 503:
             raise NoAnswer(f"{self.server} could not record it: {_one_line(answer.get('Message'))}", True)
         said = _one_line(answer.get("Message")) or "without a reason"
         raise ServerRefused(f"{self.server} refused: {status} {_one_line(answer.get('Status'))}: {said}")
+
+    def _check_addressee(self, answer: Mapping[str, Any], message: Mapping[str, Any]) -> None:
+        """Refuse an answer for another product or device than asked for."""
+        asked, told = message["DeviceID"], answer.get("DeviceID", "")  # the vendor's server may tell none
+        wrong = not isinstance(told, str) or not _DEVICE_ID.fullmatch(told) or (asked and told not in ("", asked))
+        if wrong or answer.get("ProductKey") != message["ProductKey"]:
+            raise NoAnswer(f"{self.server} answered for another product or device: do not burn it.", True)
 
     def _exchange(self, body: bytes) -> Tuple[int, bytes]:
         """Send one request, return HTTP status and body."""
@@ -4120,7 +4263,7 @@ class Station:
                 return _read_answer(connection, deadline)
         except socket.timeout:
             why = f"did not answer within {STATION_SECONDS:.0f} s"
-        except (ValueError, http.client.HTTPException):
+        except (ValueError, OverflowError, http.client.HTTPException):
             why = "sent something that is no whole HTTP answer"
         except OSError as error:
             why = f"is not reachable ({error.strerror or 'no such host'})"
@@ -4239,7 +4382,10 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; return the exit code."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or never there: pythonw.exe
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the process's life
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console in GBK cannot show every name
     if crc32_warning:
@@ -4254,7 +4400,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return _fail("Interrupted: what was not reported as done did not happen.", 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output had enough
+        _drop_output()
         return 1
     except OSError as error:
         return _fail(f"{error.strerror or 'Input or output failed'}: {error.filename or 'check the disk'}", 1)
@@ -4262,8 +4408,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return _fail(f"Please report this defect: {where_raised(error)}", 1)
 
 
+def _drop_output() -> None:
+    """The reader of our output is gone: the interpreter must not fail at it again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(sentence: str, code: int) -> int:
     print(f"certtool: {' '.join(sentence.splitlines())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     return code
 
 
@@ -4312,7 +4467,9 @@ def _add_store_commands(add: AddCommand) -> None:
 
     importing = add("import", run_import, "Add certificates to the store, also beside a running server.")
     importing.add_argument("files", nargs="+", metavar="FILE", help="identity file (CSV)")
-    importing.add_argument("--batch", default="", metavar="NAME", help="name of the batch (default: the file's)")
+    importing.add_argument(
+        "--batch", default="", type=_text, metavar="NAME", help="name of the batch (default: the file's)"
+    )
     importing.add_argument("--product-key", default="", metavar="K", help="for a file without that column")
     importing.add_argument("--product-secret", default="", metavar="S", help="for a file without that column")
     importing.add_argument("--product-id", default="", metavar="I", help="for a file without that column")
@@ -4326,7 +4483,7 @@ def _add_store_commands(add: AddCommand) -> None:
     ):
         operation = add(name, run_operation, text)
         operation.add_argument("device_name", metavar="DEVICE_NAME")
-        operation.add_argument("--reason", required=True, metavar="TEXT", help="stays in the journal")
+        operation.add_argument("--reason", required=True, type=_text, metavar="TEXT", help="stays in the journal")
         operation.add_argument("--product-key", default="", metavar="K", help="where two products have that name")
         if name == "release":
             operation.add_argument("--force", action="store_true", help="also where it is Written")
@@ -4364,6 +4521,11 @@ def _add_asking_commands(add: AddCommand) -> None:
     crc.add_argument("--quiet", action="store_true", help="print the checksum alone")
 
 
+def _text(text: str) -> str:
+    """A text that UTF-8 can hold: on POSIX an argument or a file's name may be any bytes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
@@ -4384,7 +4546,7 @@ def _stations(text: str) -> int:
 
 def _server(text: str) -> Tuple[str, int]:
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", text)
-    if not match or int(match[2] or DEFAULT_PORT) > 65535:
+    if not match or not 1 <= int(match[2] or DEFAULT_PORT) <= 65535:
         raise argparse.ArgumentTypeError("a server is HOST or HOST:PORT, such as 192.168.1.10:8000")
     return match[1].strip("[]"), int(match[2] or DEFAULT_PORT)
 
@@ -4464,7 +4626,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
     try:
         server = CertServer(
-            options.host, options.port, console.event, notify, options.allow, options.crc_format == "int"
+            options.host, options.port, console.events, notify, options.allow, options.crc_format == "int"
         )
         with server:
             store, state = _open_store(options, writer=True)
@@ -4474,6 +4636,8 @@ def run_serve(options: argparse.Namespace) -> int:
                     _import_first(server.service, uploads)
                 _announce(server, store)
                 _stop_on_signals(server)
+                gc.freeze()  # the state lives as long as the process: do not search a million strings for garbage
+                gc.set_threshold(100_000)  # requests leave none but by an error
                 _print_start(store, state)
                 if not options.no_page:
                     _serve_page(server, options.open)
@@ -4483,7 +4647,10 @@ def run_serve(options: argparse.Namespace) -> int:
         clean = console.close()
     if not clean:
         os._exit(0)  # the screen does not take our output, and the interpreter would wait for it
-    print("Stopped. Everything that was answered is on the disk.", flush=True)
+    try:
+        print("Stopped. Everything that was answered is on the disk.", flush=True)
+    except OSError:
+        _drop_output()  # the screen is gone, the work is done
     return 0
 
 
@@ -4497,7 +4664,9 @@ def _import_first(service: Service, uploads: Sequence[Upload]) -> None:
 def _announce(server: CertServer, store: Store) -> None:
     """Tell other commands on this PC how to reach the server: the lock file is for this user alone."""
     assert store.lock
-    store.lock.announce({"pid": os.getpid(), "command": "serve", "port": server.server_port, "token": server.token})
+    host = {"::": "::1"}.get(server.server_name, server.server_name)
+    address = {"host": host if is_loopback(host) else "127.0.0.1", "port": server.server_port}
+    store.lock.announce({"pid": os.getpid(), "command": "serve", **address, "token": server.token})
 
 
 def _stop_on_signals(server: CertServer) -> None:
@@ -4513,8 +4682,8 @@ def _stop_on_signals(server: CertServer) -> None:
 def _print_start(store: Store, state: State) -> None:
     print(f"certtool {__version__}, CRC32 by {crc32_name()}, store {store.folder}")
     for product in state.products.values():
-        left = product.counts[UNALLOCATED]
-        low = "  *** LOW: import more" if left < low_stock_limit(product) else ""
+        left = product.free
+        low = "  *** LOW: import more" if left < product.low else ""
         print(f"Product {product.key}: {left:,} of {product.total:,} certificates left{low}")
     if not state.products:
         print("There is no certificate yet: add some with certtool.py import FILE, also while this runs.")
@@ -4609,7 +4778,7 @@ def _import(options: argparse.Namespace, uploads: Sequence[Upload], how: ImportO
 def _read_upload(path: str) -> Upload:
     try:
         with open(path, "rb") as file:
-            return Upload(os.path.basename(path), file.read())
+            return Upload(_text(os.path.basename(path)), file.read())
     except OSError as error:
         raise Refused(f"{path} cannot be read ({error.strerror}): check the name, and close it elsewhere.") from None
 
@@ -4619,8 +4788,10 @@ def _run_job(job: Generator[None, None, ImportReport], uploads: Sequence[Upload]
     progress = _ProgressLine()
     slices = sum(len(upload.data) for upload in uploads) // (60 * IMPORT_SLICE) + 1  # a guess: 60 bytes a row
     try:
-        for done in itertools.count():
+        done = 0
+        while True:
             next(job)
+            done += 1
             progress("importing", min(done, slices), slices)
     except StopIteration as end:
         report: ImportReport = end.value
@@ -4628,7 +4799,6 @@ def _run_job(job: Generator[None, None, ImportReport], uploads: Sequence[Upload]
     finally:
         progress.done()
         job.close()
-    raise AssertionError  # the loop has no other end
 
 
 def _print_report(report: ImportReport, stream: IO[str]) -> None:
@@ -4649,7 +4819,8 @@ def _ask_server(busy: StoreBusy, operation: str, body: bytes) -> Dict[str, Any]:
     port, token = busy.holder.get("port"), busy.holder.get("token")
     if not port or not token:
         raise busy
-    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=MANAGEMENT_SECONDS)
+    host = str(busy.holder.get("host", "127.0.0.1"))
+    connection = http.client.HTTPConnection(host, int(port), timeout=MANAGEMENT_SECONDS)
     try:
         connection.request("POST", MANAGEMENT + operation, body, {"Authorization": f"Bearer {token}"})
         answer = parse_object(connection.getresponse().read())

@@ -21,6 +21,9 @@ sys.path.insert(0, str(ROOT))
 from bench.serve import free_port  # noqa: E402 - the repository's root must be on the path
 from tests import identities  # noqa: E402
 
+if sys.platform == "win32":
+    raise SystemExit("Peak memory is measured by a call that only Linux has.")
+
 Measured = Tuple[float, float]  # seconds, MB
 BARE_PASS = "import csv, sys\nfor row in csv.reader(open(sys.argv[1], newline='', encoding='utf-8')): pass"
 

@@ -25,7 +25,7 @@ from tests import identities  # noqa: E402 - the repository's root must be on th
 
 CERTIFICATES = 600_000  # enough that no round runs dry
 SECONDS = 3  # of load in one round
-SCENARIOS = ((1, "keep-alive"), (16, "keep-alive"), (200, "keep-alive"), (16, "close"))
+SCENARIOS = ((1, "keep-alive"), (16, "keep-alive"), (200, "keep-alive"), (16, "close"), (64, "close"), (200, "close"))
 Sample = Tuple[float, str]  # requests a second, 99th percentile of latency as wrk prints it
 
 

@@ -49,7 +49,7 @@ def main(pytest_arguments: List[str]) -> int:
     sources = [name for name in ("certtool.py", "build_ext.py", "tests", "bench") if (ROOT / name).exists()]
     coverage = ["--cov", "--cov-config=pyproject.toml", "--cov-report=term-missing"]  # of subprocesses too
     if not pytest_arguments:
-        coverage.append(f"--cov-fail-under={MIN_COVERAGE}")
+        coverage += [f"--cov-fail-under={MIN_COVERAGE}", "--numprocesses=2", "--dist=loadfile"]
     steps = [
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],

@@ -6,11 +6,17 @@ import contextlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests.inside import Inside
 from tests.support import CERTTOOL, RunCerttool, Server, StartServer, child_env, no_traceback
+
+# How long an example takes says something about the machine, which others share.
+settings.register_profile("certtool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("certtool")
 
 
 @pytest.fixture
@@ -57,3 +63,16 @@ def server(store: Path) -> Iterator[StartServer]:
             return started
 
         yield start
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
+    """Make a server inside the test, over a pool of `pool` certificates; see `Inside`."""
+    with contextlib.ExitStack() as running:
+
+        def make(pool: int = 10, **options: Any) -> Inside:
+            made = Inside(tmp_path / "inside", pool, monkeypatch, **options)
+            running.callback(made.close)
+            return made
+
+        yield make

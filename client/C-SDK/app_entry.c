@@ -1,0 +1,118 @@
+/* The device's console command `linkkey`, for the app_entry.c of an AliOS Things application such as living_platform:
+ *
+ *     linkkey                             show the certificate that the device has
+ *     linkkey SERVER PRODUCTKEY [DID]     request one, burn it and report; without DID it may waste a certificate
+ *     linkkey PK DN DS PS                 write one by hand
+ *
+ * "Burning" is writing to the key-value store, under the names that the vendor's device SDK reads. */
+#include <string.h>
+
+#include <aos/cli.h>
+#include <aos/kv.h>
+
+#include "triple_burn.h"
+
+/* Of the vendor's device SDK. */
+uint32_t HAL_Wifi_Get_IP(char *ip_str, const char *ifname);
+
+void linkkey_register(void);
+
+/* Write one value and read it back; 0 when the device holds it. */
+static int store(const char *key, const char *value)
+{
+    char back[TRIPLE_FIELD_SIZE] = {0};
+    int size = (int)strlen(value) + 1, back_size = sizeof back;
+
+    if (size > (int)sizeof back || aos_kv_set(key, (void *)(uintptr_t)value, size, 1) != 0)
+        return -1;
+    return aos_kv_get(key, back, &back_size) == 0 && strcmp(back, value) == 0 ? 0 : -1;
+}
+
+static int burn(const char *pk, const char *dn, const char *ds, const char *ps)
+{
+    if (store("linkkit_product_key", pk) != 0 || store("linkkit_device_name", dn) != 0 ||
+        store("linkkit_device_secret", ds) != 0 || store("linkkit_product_secret", ps) != 0)
+        return -1;
+    return 0;
+}
+
+/* send_req() has repeated already what may be repeated: asking again with no DeviceID would take a second certificate. */
+static void get_triple(char *server_ip, char *productKey, char *deviceid)
+{
+    char ip_addr[32] = {0};
+    char pk[PRODUCT_KEY_LEN] = {0};
+    char dn[DEVICE_NAME_LEN] = {0};
+    char ds[DEVICE_SECRET_LEN] = {0};
+    char ps[PRODUCT_SECRET_LEN] = {0};
+    char did[DEVICE_ID_LEN] = {0};
+    char *reply;
+    int result, burnt;
+
+    HAL_Wifi_Get_IP(ip_addr, NULL);
+    if (strlen(ip_addr) <= 5) {
+        aos_cli_printf("The device has no IP address: connect it, then try again.\r\n");
+        return;
+    }
+    reply = send_req(TRIPLE_ACTION_REQUEST, productKey, deviceid, server_ip);
+    if (reply == NULL) {
+        aos_cli_printf("No certificate.\r\n");
+        return;
+    }
+    result = parse_data(reply, pk, dn, ps, ds, did);
+    HAL_Free(reply);
+    if (result != TRIPLE_OK) {
+        aos_cli_printf("%s\r\n", triple_error(result));
+        return;
+    }
+    if (did[0] == '\0') /* a server that makes up no DeviceID */
+        strncpy(did, deviceid, sizeof did - 1);
+
+    burnt = burn(pk, dn, ds, ps) == 0;
+    aos_cli_printf("%s pk=%s dn=%s did=%s\r\n", burnt ? "Burnt:" : "Not burnt, the store failed:", pk, dn, did);
+    reply = send_req(burnt ? TRIPLE_ACTION_BURN_SUCCEEDED : TRIPLE_ACTION_BURN_FAILED, productKey, did, server_ip);
+    if (reply == NULL)
+        aos_cli_printf("The server does not know it yet: repeat the command with the DeviceID %s.\r\n", did);
+    HAL_Free(reply);
+}
+
+static void show(const char *title, const char *key)
+{
+    char value[TRIPLE_FIELD_SIZE] = {0};
+    int size = sizeof value - 1;
+
+    if (aos_kv_get(key, value, &size) != 0)
+        value[0] = '\0';
+    aos_cli_printf("%s=%s.\r\n", title, value);
+}
+
+static void handle_linkkey_cmd(char *pwbuf, int blen, int argc, char **argv)
+{
+    (void)pwbuf;
+    (void)blen;
+    if (argc == 1) {
+        show("Product Key", "linkkit_product_key");
+        show("Device Name", "linkkit_device_name");
+        show("Device Secret", "linkkit_device_secret");
+        show("Product Secret", "linkkit_product_secret");
+    } else if (argc == 3) {
+        get_triple(argv[1], argv[2], "");
+    } else if (argc == 4) {
+        get_triple(argv[1], argv[2], argv[3]);
+    } else if (argc == 5) {
+        if (burn(argv[1], argv[2], argv[3], argv[4]) == 0)
+            aos_cli_printf("Done\r\n");
+        else
+            aos_cli_printf("Not written: a value is too long, or the store failed.\r\n");
+    } else {
+        aos_cli_printf("Usage: linkkey [SERVER PRODUCTKEY [DID] | PK DN DS PS]\r\n");
+    }
+}
+
+static const struct cli_command linkkey = {
+    "linkkey", "linkkey [SERVER PRODUCTKEY [DID] | PK DN DS PS]", handle_linkkey_cmd};
+
+/* Call it where the application registers its other commands. */
+void linkkey_register(void)
+{
+    aos_cli_register_command(&linkkey);
+}

@@ -1,0 +1,619 @@
+"""The commands as a user runs them: what they print, how they end, and one clear sentence where they refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import pytest
+
+import certtool as program
+from tests import identities
+from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, child_env, no_traceback
+
+WIFI, BLUETOOTH = "a1SampleWf0", "a1SampleBt0"
+COLUMNS = ["DeviceName", "ProductKey", "ProductID", "Batch", "Status", "DeviceID", "Station"]
+COLUMNS += ["AllocatedAt", "WrittenAt", "CRC32"]
+BARE = ("-I", "-S", "-B")  # for a copy, which is not the program whose coverage is measured
+HEADER = "ProductKey,DeviceName,DeviceSecret\n"
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """An identity file with two good rows, and bad ones in lines 3, 4 and 6."""
+    path = tmp_path / "bad.csv"
+    path.write_text(HEADER + "a1X,good01,s1\na1X,good 02,s2\na1X,good03\na1X,good04,s4\na1X,good01,other\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def once_used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("used") / "store"
+    running = Server("--import", str(SAMPLE), store=store)
+    for device_id, actions in (("MAC-A", (0,)), ("MAC-W", (0, 1)), ("MAC-F", (0, 2)), ("=cmd|'/c calc'!A1", (0,))):
+        for action in actions:
+            assert running.report(WIFI, device_id, action)[0] == 200
+    assert running.request(BLUETOOTH, "MAC-A")[0] == 200
+    assert running.stop() == 0
+    return store
+
+
+@pytest.fixture
+def used(once_used: Path, store: Path) -> Path:
+    """A store with certificates in each state, and no server on it any more."""
+    return Path(shutil.copytree(once_used, store))
+
+
+def listed(certtool: RunCerttool, store: Path, *filters: object) -> List[Dict[str, str]]:
+    rows: List[Dict[str, str]] = json.loads(certtool("query", *filters, "--format", "json", "--data", store).stdout)
+    return rows
+
+
+def sentence(text: str) -> str:
+    """Return the one line of stderr, without the program's name."""
+    [line] = text.splitlines()
+    assert line.startswith("certtool: "), line
+    return line[len("certtool: ") :]
+
+
+def unharmed(store: Path) -> Dict[str, bytes]:
+    """All that a store holds, to compare."""
+    return {str(path): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+# -- import ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_import_says_what_it_did(certtool: RunCerttool, store: Path) -> None:
+    first = certtool("import", SAMPLE, "--data", store)
+    assert first.stdout == "20 rows read: 20 imported, 0 in the store already, 0 rejected.\n"
+    assert "A new, empty store was made" in sentence(first.stderr)
+    again = certtool("import", SAMPLE, "--data", store)
+    assert again.stdout == "20 rows read: 0 imported, 20 in the store already, 0 rejected.\n"
+    assert again.stderr == ""
+
+
+def test_an_import_with_bad_rows_lists_each_and_imports_nothing(certtool: RunCerttool, store: Path, bad: Path) -> None:
+    done = certtool("import", bad, SAMPLE, "--data", store, ok=1)
+    told = done.stderr.splitlines()[1:]
+    assert [text.split(" ")[0] for text in told] == ["bad.csv:3:", "bad.csv:4:", "bad.csv:6:", "certtool:"]
+    assert told[-1] == "certtool: Nothing was imported: mend the rows, or import the good ones with --skip-bad."
+    assert listed_nothing(certtool, store)
+
+
+def listed_nothing(certtool: RunCerttool, store: Path) -> bool:
+    return certtool("query", "--data", store, "--format", "json", ok=1).stdout == "[]\n"
+
+
+def test_the_good_rows_are_imported_when_the_bad_ones_may_be_skipped(
+    certtool: RunCerttool, store: Path, bad: Path
+) -> None:
+    report = json.loads(certtool("import", bad, "--skip-bad", "--json", "--data", store).stdout)
+    assert (report["read"], report["imported"], report["duplicates"], report["rejected"]) == (5, 2, 0, 3)
+    assert [row["DeviceName"] for row in listed(certtool, store)] == ["good01", "good04"]
+
+
+def test_the_report_as_json_is_one_object_also_when_it_refuses(certtool: RunCerttool, store: Path, bad: Path) -> None:
+    done = certtool("import", bad, "--json", "--data", store, ok=1)
+    report = json.loads(done.stdout)
+    assert {"read", "imported", "duplicates", "rejected", "errors"} <= set(report)
+    assert (report["read"], report["imported"], report["rejected"]) == (5, 0, 3)
+    assert [set(error) for error in report["errors"]] == [{"file", "line", "message"}] * 3
+    assert [(error["file"], error["line"]) for error in report["errors"]] == [("bad.csv", n) for n in (3, 4, 6)]
+    missing_file = json.loads(certtool("import", "no.csv", "--json", "--data", store, ok=1).stdout)
+    assert (missing_file["imported"], len(missing_file["errors"])) == (0, 1)
+    assert "no.csv cannot be read" in missing_file["errors"][0]["message"]
+
+
+@pytest.mark.parametrize(("options", "code"), [([], 1), (["--skip-bad"], 0)])
+def test_a_dry_run_ends_as_the_import_would_and_changes_nothing(
+    options: Sequence[str], code: int, certtool: RunCerttool, store: Path, bad: Path, tmp_path: Path
+) -> None:
+    for folder in (tmp_path / "none yet", store):
+        if folder == store:
+            certtool("import", SAMPLE, "--data", store)
+        before = unharmed(folder)
+        dry = json.loads(certtool("import", bad, *options, "--dry-run", "--json", "--data", folder, ok=code).stdout)
+        assert unharmed(folder) == before
+        assert folder.exists() == (folder == store)
+    real = json.loads(certtool("import", bad, *options, "--json", "--data", store, ok=code).stdout)
+    assert {**dry, "dry_run": False} == real
+    assert "would be imported" in certtool("import", SAMPLE, "--dry-run", "--data", tmp_path / "none yet").stdout
+
+
+def test_several_files_are_imported_together_or_not_at_all(
+    certtool: RunCerttool, store: Path, tmp_path: Path, bad: Path
+) -> None:
+    files = [identities.write(tmp_path / f"{n}.csv", 5, first=5 * n) for n in range(3)]
+    certtool("import", *files, bad, "--data", store, ok=1)
+    certtool("import", *files, tmp_path / "missing.csv", "--data", store, ok=1)
+    assert listed_nothing(certtool, store)
+    assert "15 imported" in certtool("import", *files, "--data", store).stdout
+    assert [row["Batch"] for row in listed(certtool, store)] == ["0"] * 5 + ["1"] * 5 + ["2"] * 5
+
+
+def test_what_a_file_lacks_may_come_from_options(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "names.csv"
+    path.write_text("Device Name;device_secret;note\nlamp-1;s3cret;x\n", encoding="utf-8")
+    options = ("--product-key", "a1X", "--product-secret", "PS", "--product-id", "77", "--batch", "June")
+    done = certtool("import", path, *options, "--data", store)
+    assert "Columns not used: note.\n" in done.stdout
+    [row] = listed(certtool, store, "--show-secrets")
+    found = [row[c] for c in ("ProductKey", "ProductSecret", "ProductID", "Batch", "DeviceSecret")]
+    assert found == ["a1X", "PS", "77", "June", "s3cret"]
+
+
+def test_a_file_that_cannot_be_read_is_named(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    paths = [tmp_path / "missing.csv", tmp_path / "folder.csv"]
+    if os.path.exists("/proc/self/mem"):
+        paths.append(Path("/proc/self/mem"))  # which not even root reads from its start
+    for path in paths:
+        refused = sentence(certtool("import", path, "--data", store, ok=1).stderr)
+        assert re.match(rf"{re.escape(str(path))} cannot be read \(.+\): check the name", refused)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "The first line must name the columns"),
+        (b"PK\x03\x04zip", "save it as CSV"),
+        (b"ProductKey,DeviceName,DeviceSecret\n", "only a header line"),
+        (b"\xff\x00\xff" * 9, "The text is neither UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_identity_file_is_refused(
+    content: bytes, said: str, certtool: RunCerttool, store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.csv").write_bytes(content)
+    assert said in certtool("import", tmp_path / "x.csv", "--data", store, ok=1).stderr
+    assert said in certtool("import", tmp_path / "x.csv", "--data", store, "--skip-bad", ok=1).stderr
+
+
+def test_chinese_names_and_reasons_work_on_any_console(certtool: RunCerttool, tmp_path: Path) -> None:
+    path = Path(shutil.copy(SAMPLE, tmp_path / "一月 批次.csv"))
+    folder = tmp_path / "仓库"
+    for encoding in ("gbk", "ascii"):
+        env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+        done = run_bytes(["import", str(path), "--data", str(folder)], env)
+        assert b"20 rows read" in done.stdout
+        name = listed(certtool, folder)[0]["DeviceName"]
+        run_bytes(["void", name, "--reason", "标签 é 😀 脱落", "--data", str(folder)], env)
+        for style in ("table", "csv", "json"):
+            done = run_bytes(["query", name, "--format", style, "--data", str(folder)], env)
+            assert "一月 批次".encode(encoding, "replace") in done.stdout
+    assert [row["Batch"] for row in listed(certtool, folder, "--batch", "一月 批次")] == ["一月 批次"] * 20
+    assert "标签 é 😀 脱落" in (folder / "journal.csv").read_text(encoding="utf-8")
+
+
+def run_bytes(arguments: Sequence[str], env: Dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run(
+        [sys.executable, str(CERTTOOL), *arguments], capture_output=True, env=child_env(**env), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    return done
+
+
+# -- query -------------------------------------------------------------------------------------------------------------
+
+
+def test_query_lists_everything_in_the_order_of_import(certtool: RunCerttool, used: Path) -> None:
+    rows = listed(certtool, used)
+    assert [list(row) for row in rows] == [COLUMNS] * 20
+    with open(SAMPLE, encoding="utf-8", newline="") as file:
+        sample = list(csv.DictReader(file))
+    assert [row["DeviceName"] for row in rows] == [row["DeviceName"] for row in sample]
+    for row, bought in zip(rows, sample):
+        payload = "".join(bought[c] for c in ("ProductKey", "DeviceName", "DeviceSecret", "ProductSecret", "ProductID"))
+        assert row["CRC32"] == f"{zlib.crc32(payload.encode()):08X}"
+    moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d"
+    assert all(bool(re.fullmatch(moment, row["AllocatedAt"])) == (row["Status"] != "Unallocated") for row in rows)
+    assert all(bool(re.fullmatch(moment, row["WrittenAt"])) == (row["Status"] == "Written") for row in rows)
+    assert {row["Station"] for row in rows if row["AllocatedAt"]} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("filters", "device_ids"),
+    [
+        (["--device-id", "MAC-A"], ["MAC-A", "MAC-A"]),
+        (["--device-id", "MAC-A", "--product-key", BLUETOOTH], ["MAC-A"]),
+        (["--device-id", "MAC-A", "--status", "allocated", "--batch", "sample"], ["MAC-A", "MAC-A"]),
+        (["--status", "WRITTEN"], ["MAC-W"]),
+        (["--status", "Failed", "--product-key", WIFI], ["MAC-F"]),
+        (["--product-key", WIFI, "--limit", "2"], ["MAC-A", "MAC-W"]),
+        (["--device-id", "MAC-A", "--limit", "9"], ["MAC-A", "MAC-A"]),
+    ],
+)
+def test_query_shows_what_passes_every_filter(
+    filters: Sequence[str], device_ids: List[str], certtool: RunCerttool, used: Path
+) -> None:
+    assert sorted(row["DeviceID"] for row in listed(certtool, used, *filters)) == device_ids
+
+
+def test_query_finds_a_certificate_by_its_name(certtool: RunCerttool, used: Path) -> None:
+    name = listed(certtool, used, "--status", "written")[0]["DeviceName"]
+    assert [row["DeviceID"] for row in listed(certtool, used, name)] == ["MAC-W"]
+    assert [row["DeviceID"] for row in listed(certtool, used, name, "--device-id", "MAC-W")] == ["MAC-W"]
+    certtool("query", name, "--device-id", "MAC-A", "--data", used, ok=1)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        ["nobody"],
+        ["--device-id", "nobody"],
+        ["--product-key", "nobody"],
+        ["--batch", "nobody"],
+        ["--status", "void"],
+        ["--device-id", "MAC-A", "--status", "written"],
+        ["--device-id", "MAC-A", "--product-key", "nobody"],
+    ],
+)
+@pytest.mark.parametrize("style", ["table", "csv", "json"])
+def test_query_ends_with_1_where_nothing_matches(
+    filters: Sequence[str], style: str, certtool: RunCerttool, used: Path
+) -> None:
+    done = certtool("query", *filters, "--format", style, "--data", used, ok=1)
+    assert sentence(done.stderr) == "No certificate matches: check the name and the filters."
+    if style == "json":
+        assert json.loads(done.stdout) == []
+    else:
+        assert done.stdout.splitlines()[0].replace(",", " ").split() == COLUMNS
+
+
+def test_the_secrets_are_shown_only_when_asked_for(certtool: RunCerttool, used: Path) -> None:
+    secrets = re.findall(r"[A-Za-z0-9]{32}|0lR8acRYSi4MDF8k", SAMPLE.read_text(encoding="utf-8"))
+    for style in ("table", "csv", "json"):
+        plain = certtool("query", "--format", style, "--data", used).stdout
+        assert not any(secret in plain for secret in secrets)
+        shown = certtool("query", "--format", style, "--show-secrets", "--data", used).stdout
+        assert all(secret in shown for secret in secrets)
+        assert (
+            re.findall(r"\w+", shown.split("CRC32", 1)[1])[:2] == ["ProductSecret", "DeviceSecret"] or style == "json"
+        )
+
+
+def test_a_spreadsheet_runs_nothing_of_the_csv(certtool: RunCerttool, used: Path) -> None:
+    text = certtool("query", "--format", "csv", "--data", used).stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == 20
+    cells = [cell for row in rows for cell in row.values()]
+    assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@")]
+    assert "'=cmd|'/c calc'!A1" in cells
+    assert "=cmd|'/c calc'!A1" in [row["DeviceID"] for row in listed(certtool, used)], "JSON has it as it is"
+
+
+def test_the_table_has_the_same_content_with_and_without_tabulate(used: Path) -> None:
+    def run(*options: str) -> List[List[str]]:
+        command = [sys.executable, *options, str(CERTTOOL), "query", "--limit", "9", "--data", str(used)]
+        text = subprocess.run(command, capture_output=True, encoding="utf-8", env=child_env(), check=True).stdout
+        header, ruler, *rows = text.splitlines()
+        starts = [match.start() for match in re.finditer(r"-+", ruler)]
+        cut = [slice(*pair) for pair in zip(starts, [*starts[1:], None])]
+        return [[line[place].strip() for place in cut] for line in (header, *rows)]
+
+    without = "import runpy, sys; sys.modules['tabulate'] = None; del sys.argv[0]; "
+    without += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    with_tabulate, plain = run(), run("-c", without)
+    assert subprocess.run([sys.executable, "-c", "import tabulate"], check=False).returncode == 0
+    assert with_tabulate == plain
+    assert with_tabulate[0] == COLUMNS
+    assert len(plain) == 11, "the columns, nine rows, and that there are more"
+    assert plain[-1][0].startswith("... only")
+
+
+def test_a_table_on_a_terminal_ends_after_50_rows(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("needs a pseudo-terminal")
+    else:
+        import pty  # noqa: PLC0415 - not everywhere
+
+        certtool("import", identities.write(tmp_path / "pool.csv", 60), "--data", store)
+        terminal, its_end = pty.openpty()
+        command = [sys.executable, str(CERTTOOL), "query", "--data", str(store)]
+        with subprocess.Popen(command, stdout=its_end, env=child_env()) as querying:
+            os.close(its_end)
+            seen, more = b"", b"-"
+            with contextlib.suppress(OSError):  # how Linux tells the end
+                while more:
+                    more = os.read(terminal, 4096)
+                    seen += more
+            os.close(terminal)
+        assert querying.returncode == 0
+        assert seen.count(identities.PRODUCT.encode()) == 50
+        assert b"... only the first 50 are shown: see --limit." in seen
+        piped = certtool("query", "--data", store).stdout
+        assert piped.count(identities.PRODUCT) == 60
+
+
+def test_a_torn_journal_is_read_up_to_the_tear_and_not_changed(certtool: RunCerttool, used: Path) -> None:
+    journal = used / "journal.csv"
+    whole = listed(certtool, used)
+    journal.write_bytes(journal.read_bytes()[:-5])
+    before = unharmed(used)
+    done = certtool("query", "--format", "json", "--data", used)
+    assert "journal.csv ends in half a line" in sentence(done.stderr)
+    assert [a == b for a, b in zip(json.loads(done.stdout), whole)].count(False) == 1
+    assert unharmed(used) == before
+    mended = certtool("import", SAMPLE, "--data", used)
+    assert "journal.csv ended in half a line, never acknowledged" in mended.stderr
+    assert certtool("query", "--format", "json", "--data", used).stdout == done.stdout
+
+
+def test_a_damaged_journal_is_refused_by_each_command_and_not_changed(certtool: RunCerttool, used: Path) -> None:
+    journal = used / "journal.csv"
+    name = listed(certtool, used)[0]["DeviceName"]
+    journal.write_bytes(journal.read_bytes().replace(b"MAC-W", b"MAC-X", 1))
+    before = unharmed(used)
+    for command in (
+        ["query"],
+        ["import", SAMPLE],
+        ["import", SAMPLE, "--dry-run"],
+        ["serve", "0"],
+        ["void", name, "--reason", "x"],
+        ["release", name, "--reason", "x"],
+    ):
+        refused = sentence(certtool(*command, "--data", used, ok=1).stderr)
+        assert re.match(r"journal\.csv line \d+ was changed", refused)
+        assert {name: data for name, data in unharmed(used).items() if data} == {n: d for n, d in before.items() if d}
+
+
+# -- release and void --------------------------------------------------------------------------------------------------
+
+
+def test_release_and_void_need_a_name_and_a_reason(certtool: RunCerttool, used: Path) -> None:
+    name = listed(certtool, used, "--device-id", "MAC-F")[0]["DeviceName"]
+    before = (used / "journal.csv").read_bytes()
+    for command in ("release", "void"):
+        assert "--reason" in certtool(command, name, "--data", used, ok=2).stderr
+        assert "DEVICE_NAME" in certtool(command, "--reason", "x", "--data", used, ok=2).stderr
+        assert "A reason is needed" in sentence(certtool(command, name, "--reason", " ", "--data", used, ok=1).stderr)
+        assert "check the name" in sentence(certtool(command, "no-one", "--reason", "x", "--data", used, ok=1).stderr)
+    assert (used / "journal.csv").read_bytes() == before
+    assert certtool("release", name, "--reason", "new chip", "--data", used).stdout == (
+        f"{name} was Failed and is Unallocated now.\n"
+    )
+    assert certtool("void", name, "--reason", "leaked", "--data", used).stdout == (
+        f"{name} was Unallocated and is Void now.\n"
+    )
+    assert certtool("void", name, "--reason", "leaked", "--data", used).stdout == (
+        f"{name} is Void already: nothing changed.\n"
+    )
+
+
+def test_a_name_that_two_products_have_must_be_told_apart(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "twins.csv"
+    path.write_text(HEADER + "a1X,twin-1,s1\na1Y,twin-1,s2\n", encoding="utf-8")
+    certtool("import", path, "--data", store)
+    refused = sentence(certtool("void", "twin-1", "--reason", "x", "--data", store, ok=1).stderr)
+    assert refused == "The name occurs in several products (a1X, a1Y): say which with --product-key."
+    certtool("void", "twin-1", "--reason", "x", "--product-key", "a1Y", "--data", store)
+    assert [row["Status"] for row in listed(certtool, store, "twin-1")] == ["Unallocated", "Void"]
+
+
+# -- crc ---------------------------------------------------------------------------------------------------------------
+
+
+def test_crc_prints_length_and_checksum(certtool: RunCerttool) -> None:
+    fields = ("a1X", "名字", "s", "PS", "77")
+    payload = "".join(fields).encode()
+    value = zlib.crc32(payload)
+    assert certtool("crc", *fields).stdout == f"length: {len(payload)}\ncrc32: {value:08X}\n"
+    assert certtool("crc", *fields, "--format", "int").stdout == f"length: {len(payload)}\ncrc32: {value}\n"
+    assert certtool("crc", *fields, "--format", "int", "--quiet").stdout == f"{value}\n"
+    assert certtool("crc", "", "", "", "", "--quiet").stdout == "00000000\n"
+    assert "the following arguments are required: PS" in certtool("crc", "a", "b", "c", ok=2).stderr
+
+
+# -- the store's folder ------------------------------------------------------------------------------------------------
+
+
+def test_the_store_is_beside_the_program_wherever_it_is_started(certtool: RunCerttool, tmp_path: Path) -> None:
+    for place in ("program", "elsewhere"):
+        (tmp_path / place).mkdir()
+    copy = shutil.copy(CERTTOOL, tmp_path / "program")
+    subprocess.run(
+        [sys.executable, *BARE, copy, "import", str(SAMPLE)],
+        cwd=tmp_path / "elsewhere",
+        env=child_env(),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert len(listed(certtool, tmp_path / "program" / "certtool-data")) == 20
+
+
+def test_the_environment_names_the_store_and_the_option_wins(certtool: RunCerttool, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    env = {"CERTTOOL_DATA": str(one)}
+    certtool("import", SAMPLE, env=env)
+    certtool("import", SAMPLE, "--data", two, env=env)
+    assert len(listed(certtool, one)) == len(listed(certtool, two)) == 20
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_an_installed_copy_asks_where_its_store_is(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    copy = shutil.copy(CERTTOOL, tmp_path / folder)
+    for command in (["import", str(SAMPLE)], ["query"], ["serve", "0"]):
+        done = subprocess.run(
+            [sys.executable, *BARE, copy, *command], env=child_env(), capture_output=True, encoding="utf-8", check=False
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "name the store with --data or CERTTOOL_DATA" in sentence(done.stderr)
+    assert list((tmp_path / folder).glob("certtool-*")) == []
+
+
+def test_a_store_that_is_not_there_or_is_a_file_is_named(certtool: RunCerttool, store: Path) -> None:
+    name = ("a-name", "--reason", "x")
+    assert f"There is no store at {store}" in sentence(certtool("query", "--data", store, ok=1).stderr)
+    assert not store.exists()
+    for command in (["query"], ["import", SAMPLE], ["serve", "0"], ["void", *name], ["import", SAMPLE, "--dry-run"]):
+        for folder in (SAMPLE, SAMPLE / "below"):
+            done = certtool(*command, "--data", folder, ok=1)
+            assert f"{SAMPLE} is a file, not a folder: name another folder with --data." in sentence(done.stderr)
+
+
+def test_a_folder_that_cannot_be_written_is_named(certtool: RunCerttool) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no folder here that even its owner cannot write")
+    done = certtool("import", SAMPLE, "--data", "/proc/self/store", ok=1)
+    assert re.match(r"The store /proc/self/store cannot be written \(.*\): check its rights", sentence(done.stderr))
+
+
+# -- usage -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["sell"],
+        ["--verbose"],
+        ["import"],
+        ["import", "x.csv", "--product-key", "white space"],
+        ["import", "x.csv", "--product-secret", "1.23E+15", "--json"],
+        ["import", "x.csv", "--product-id", "é"],
+        ["query", "--limit", "0"],
+        ["query", "--limit", "many"],
+        ["query", "--status", "Sold"],
+        ["query", "--format", "xml"],
+        ["query", "a", "b"],
+        ["crc"],
+        ["crc", "a", "b", "c", "d", "e", "f"],
+        ["crc", "a", "b", "c", "d", "--format", "octal"],
+        ["release", "a", "--reason"],
+        ["void", "a", "--reason", "x", "--force"],
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_changes_nothing(
+    arguments: Sequence[str], certtool: RunCerttool, store: Path
+) -> None:
+    where = [] if arguments[:1] in ([], ["sell"], ["--verbose"]) else ["--data", store]
+    done = certtool(*arguments[:1], *where, *arguments[1:], ok=2)
+    assert done.stdout == ""
+    assert re.match(r"certtool( \w+)?: (error: )?\S", done.stderr.splitlines()[-1])
+    assert not store.exists()
+
+
+def test_every_command_explains_itself(certtool: RunCerttool) -> None:
+    overview = certtool("--help").stdout
+    commands = re.findall(r"^    (\w+) ", overview, re.MULTILINE)
+    assert {"serve", "import", "query", "crc", "release", "void"} <= set(commands)
+    for command in commands:
+        text = certtool(command, "--help").stdout
+        assert text.startswith(f"usage: certtool {command} ")
+        options = set(re.findall(r"\[(--[a-z-]+)", text))
+        assert all(re.search(rf"^ +{option}\b.* \S", text, re.MULTILINE) for option in options)
+    assert re.fullmatch(r"certtool \d+\.\d+\.\d+ \(CRC32: .+\)\n", certtool("--version").stdout)
+
+
+# -- output that nobody takes ------------------------------------------------------------------------------------------
+
+
+def many_rows(certtool: RunCerttool, store: Path, tmp_path: Path) -> List[str]:
+    certtool("import", identities.write(tmp_path / "pool.csv", 3000), "--data", store)
+    return [sys.executable, str(CERTTOOL), "query", "--data", str(store)]
+
+
+@pytest.mark.parametrize("style", ["table", "csv", "json"])
+def test_a_reader_that_had_enough_ends_the_query_quietly(
+    style: str, certtool: RunCerttool, store: Path, tmp_path: Path
+) -> None:
+    command = [*many_rows(certtool, store, tmp_path), "--format", style]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_env()) as querying:
+        assert querying.stdout
+        assert querying.stderr
+        querying.stdout.read(100)
+        querying.stdout.close()
+        assert querying.stderr.read() == b""
+    assert querying.returncode in (0, 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device here that is always full")
+def test_output_that_cannot_be_written_is_an_error(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    command = many_rows(certtool, store, tmp_path)
+    for arguments in (command, [*command, "--limit", "1"]):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            done = subprocess.run(
+                arguments, stdout=full, stderr=subprocess.PIPE, env=child_env(), encoding="utf-8", check=False
+            )
+        no_traceback(done.stderr)
+        assert done.returncode == 1
+        assert "No space left on device" in sentence(done.stderr)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes a stream")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_does_not_change_how_a_command_ends(closed: str, certtool: RunCerttool, store: Path) -> None:
+    def run(*arguments: Any) -> int:
+        command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, str(CERTTOOL), *map(str, arguments)]
+        done = subprocess.run([*command, "--data", str(store)], env=child_env(), capture_output=True, check=False)
+        assert b"Traceback" not in done.stderr
+        assert b"report" not in done.stderr
+        return done.returncode
+
+    assert run("import", SAMPLE) == 0
+    assert run("query") == 0
+    assert run("query", "nobody") == 1
+    assert run("query", "--limit", "0") == 2
+    assert len(listed(certtool, store)) == 20
+
+
+def test_a_defect_is_told_in_a_sentence_without_its_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("top secret")
+
+    monkeypatch.setattr(program, "crc32", crash)
+    assert program.main(["crc", "a", "b", "c", "d"]) == 1
+    assert re.match(
+        r"Please report this defect: ZeroDivisionError in crash, line \d+", sentence(capsys.readouterr().err)
+    )
+
+
+# -- what cannot be arranged from outside ------------------------------------------------------------------------------
+
+
+def test_a_store_that_another_command_writes_to_is_not_entered(certtool: RunCerttool, used: Path) -> None:
+    name = listed(certtool, used)[0]["DeviceName"]
+    with contextlib.closing(program.Store(str(used), "import")):
+        for command in (["import", SAMPLE], ["void", name, "--reason", "x"], ["serve", "0"]):
+            refused = sentence(certtool(*command, "--data", used, ok=1).stderr)
+            holder = f"certtool import (process {os.getpid()})"
+            assert refused == f"The store {used} is in use by {holder}: wait until it is done."
+        assert len(listed(certtool, used)) == 20
+
+
+def test_an_operator_whom_the_system_has_no_name_for_may_void(
+    certtool: RunCerttool, used: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless() -> str:
+        raise KeyError("no password database entry")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    name = listed(certtool, used)[0]["DeviceName"]
+    assert program.main(["void", name, "--reason", "x", "--data", str(used)]) == 0
+    assert '""who"":""unknown""' in (used / "journal.csv").read_text(encoding="utf-8")
+
+
+def test_the_default_store_follows_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CERTTOOL_DATA", raising=False)
+    monkeypatch.setattr(program, "__file__", str(tmp_path / "certtool.py"))
+    assert program.store_folder(None) == str(tmp_path / "certtool-data")
+    monkeypatch.setattr(program, "__file__", str(tmp_path / "site-packages" / "certtool.py"))
+    with pytest.raises(program.UsageError):
+        program.store_folder(None)

@@ -1,0 +1,451 @@
+"""HTTP as the server reads it: where a request ends is never guessed, and no client can stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Callable, Iterator, Optional, Tuple
+
+import pytest
+
+import certtool
+from certtool import CertRequestHandler
+from tests import identities
+from tests.inside import PATIENCE, Inside
+from tests.support import SAMPLE, Server, StartServer, raw
+from tests.wire import ask, post, replies, split
+
+BODY = b'{"ProductKey": "a1MadeUpPk0", "DeviceID": "burned?", "Action": 0}'
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+START = b"POST / HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("framing")
+
+
+@pytest.fixture(scope="module")
+def line(folder: Path) -> Iterator[Server]:
+    """One server with a large pool, for all tests that use DeviceIDs of their own."""
+    running = Server("--import", str(identities.write(folder / "pool.csv", 1000)), store=folder / "store")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def unchanged(folder: Path, line: Server) -> Iterator[None]:
+    """The test must leave the store of `line` as it was."""
+    assert line.process.poll() is None
+    journal = folder / "store" / "journal.csv"
+    before = journal.read_bytes()
+    yield
+    assert journal.read_bytes() == before
+
+
+def head_of(body: bytes, *lines: bytes) -> bytes:
+    return b"\r\n".join([b"POST / HTTP/1.1", b"Host: a", *lines, b"", b""]) + body
+
+
+REFUSED = {
+    "no Content-Length": (START + b"\r\n" + BODY, 400),
+    "two equal Content-Lengths": (START + LENGTH + LENGTH + b"\r\n" + BODY, 400),
+    "two Content-Lengths": (START + LENGTH + b"Content-Length: 5\r\n\r\n" + BODY, 400),
+    "a list of Content-Lengths": (head_of(BODY, b"Content-Length: 65, 65"), 400),
+    "a Content-Length with a plus": (head_of(BODY, b"Content-Length: +65"), 400),
+    "a Content-Length with an underscore": (head_of(BODY, b"Content-Length: 6_5"), 400),
+    "a negative Content-Length": (head_of(BODY, b"Content-Length: -1"), 400),
+    "an empty Content-Length": (head_of(BODY, b"Content-Length:"), 400),
+    "a hexadecimal Content-Length": (head_of(BODY, b"Content-Length: 0x41"), 400),
+    "a Content-Length in other digits": (head_of(BODY, "Content-Length: ²".encode("latin-1")), 400),
+    "a Content-Length of 4,000 digits": (head_of(BODY, b"Content-Length: " + b"9" * 4000), 400),
+    "chunks": (head_of(b"41\r\n" + BODY + b"\r\n0\r\n\r\n", b"Transfer-Encoding: chunked"), 501),
+    "chunks and a Content-Length": (START + LENGTH + b"Transfer-Encoding: chunked\r\n\r\n" + BODY, 501),
+    "an identity coding": (START + LENGTH + b"Transfer-Encoding: identity\r\n\r\n" + BODY, 501),
+    "a folded header": (START + b"X: 1\r\n 2\r\n" + LENGTH + b"\r\n" + BODY, 400),
+    "a space before the colon": (START + b"Content-Length : 65\r\n\r\n" + BODY, 400),
+    "a header without a colon": (START + LENGTH + b"nonsense\r\n\r\n" + BODY, 400),
+    "a bare CR in a header": (START + b"X: 1\rContent-Length: 1\r\n" + LENGTH + b"\r\n" + BODY, 400),
+    "a NUL in a header": (START + b"X: \0\r\n" + LENGTH + b"\r\n" + BODY, 400),
+    "two Hosts": (START + b"Host: b\r\n" + LENGTH + b"\r\n" + BODY, 400),
+    "another expectation": (START + b"Expect: the moon\r\n" + LENGTH + b"\r\n" + BODY, 400),
+    "HTTP/0.9": (b"GET /\r\n\r\n", 400),
+    "HTTP/1.2": (b"POST / HTTP/1.2\r\n" + LENGTH + b"\r\n" + BODY, 501),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 501),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), 400),
+    "bytes that mean nothing": (b"\xff\xfe\x00" * 100, 400),
+    "a lower-case method": (b"post / HTTP/1.1\r\n" + LENGTH + b"\r\n" + BODY, 400),
+    "two spaces in the request line": (b"POST  / HTTP/1.1\r\n" + LENGTH + b"\r\n" + BODY, 400),
+    "no path": (b"POST HTTP/1.1\r\n" + LENGTH + b"\r\n" + BODY, 400),
+    "a body of 64 KiB and one byte": (head_of(b"", b"Content-Length: 65537"), 413),
+    "headers of 17 KiB": (START + b"X: " + b"x" * 17_000 + b"\r\n\r\n", 431),
+    "headers that never end": (START + b"X: 1\r\n" * 3000, 431),
+    "GET": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+    "PUT": (b"PUT / HTTP/1.1\r\nHost: a\r\n" + LENGTH + b"\r\n" + BODY, 501),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.usefixtures("unchanged")
+def test_a_request_whose_end_is_in_doubt_is_refused_and_burns_no_certificate(name: str, line: Server) -> None:
+    data, expected = REFUSED[name]
+    [(status, head, body)] = split(raw(line.port, data))
+    assert (status, b'"Status": "BadRequest", "Message": "' in body) == (expected, True), body
+    assert "\r\nConnection: close" in head, "what follows cannot be read as a request"
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_body_that_ends_early_burns_no_certificate(line: Server) -> None:
+    whole = post(BODY + b"   ")  # so that every cut of the last bytes is still good JSON
+    for cut in (1, 20, len(whole) - len(BODY) - 3, len(whole) - 3, len(whole) - 1):
+        [(status, reply)] = replies(raw(line.port, whole[:cut], shutdown=True))
+        assert (status, reply["Status"]) == (400, "BadRequest")
+
+
+def test_a_client_that_only_connects_gets_nothing(line: Server) -> None:
+    assert raw(line.port, b"", shutdown=True) == b""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ask("lf").replace(b"\r\n", b"\n"),
+        ask("mixed").replace(b"\r\n\r\n", b"\r\n\n"),
+        b"\r\n" + ask("empty line first"),
+        ask("other types", "Content-Type: text/plain"),
+        ask("no space").replace(b": ", b":", 2),
+        ask("tabs", "X:\t1 \t"),
+        ask("high bytes", "X: ä"),
+        ask("names in capitals").replace(b"Content-Length", b"CONTENT-LENGTH"),
+        ask("zeros first").replace(b"Content-Length: ", b"Content-Length: 000"),
+        ask("no Host").replace(b"Host: 192.168.1.10\r\n", b""),
+        ask("a long path", path="/" + "x" * 8000),
+        ask("a full address", path="http://192.168.1.10/"),
+    ],
+)
+def test_what_firmware_clients_send_is_understood(data: bytes, line: Server) -> None:
+    [(status, reply)] = replies(raw(line.port, data, shutdown=True))
+    assert (status, reply["Status"]) == (200, "OK")
+
+
+def test_a_body_of_64_kib_is_taken(line: Server) -> None:
+    whole = post(BODY + b" " * (64 * 1024 - len(BODY)))
+    [(status, _)] = replies(raw(line.port, whole, shutdown=True))
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    ("version", "header", "kept"),
+    [
+        ("HTTP/1.1", None, True),
+        ("HTTP/1.1", "Connection: keep-alive", True),
+        ("HTTP/1.1", "Connection: close", False),
+        ("HTTP/1.1", "Connection: Upgrade, Close", False),
+        ("HTTP/1.0", None, False),
+        ("HTTP/1.0", "Connection: Keep-Alive", True),
+    ],
+)
+def test_the_connection_is_kept_as_the_client_asks(
+    version: str, header: Optional[str], kept: bool, line: Server
+) -> None:
+    request = ask("kept", *([header] if header else []), version=version)
+    answers = split(raw(line.port, request + request, shutdown=True))
+    assert len(answers) == (2 if kept else 1)
+    for status, head, _ in answers:
+        assert status == 200
+        assert f"\r\nConnection: {'keep-alive' if kept else 'close'}" in head
+
+
+def test_a_client_that_asks_first_is_told_to_go_on(line: Server) -> None:
+    head, _, body = ask("polite", "Expect: 100-continue").partition(b"\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", line.port), PATIENCE) as client:
+        client.sendall(head + b"\r\n\r\n")
+        assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(body)
+        [(status, _)] = replies(client.recv(1000))
+    assert status == 200
+
+
+def test_a_client_that_asks_first_with_too_long_a_body_is_not_told_to_send_it(line: Server) -> None:
+    answer = raw(line.port, head_of(b"", b"Content-Length: 70000", b"Expect: 100-continue"))
+    assert [status for status, _ in replies(answer)] == [413]
+
+
+def test_a_refused_upload_reaches_its_sender_as_a_reply_not_as_a_broken_connection(line: Server) -> None:
+    with socket.create_connection(("127.0.0.1", line.port), PATIENCE) as client:
+        client.sendall(head_of(b"x" * 500_000, b"Content-Length: 1000000"))
+        client.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert [status for status, _ in replies(received)] == [413]
+
+
+def test_headers_and_body_may_come_in_packets_of_their_own(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    head, end, body = ask("two packets").partition(b"\r\n\r\n")
+    with server.connect(head + end) as client:
+        server.turn()
+        client.send(body)
+        assert server.answer(client)[0] == 200
+
+
+def test_a_request_may_be_split_anywhere(inside: Callable[..., Inside]) -> None:
+    server = inside(1)
+    request = ask("split")
+    answers = set()
+    for cut in range(1, len(request)):
+        with server.connect(request[:cut]) as client:
+            server.turn()
+            client.send(request[cut:])
+            answers.add(server.receive(client, 1))
+    assert [status for answer in answers for status, _ in replies(answer)] == [200]
+
+
+def test_a_request_may_come_byte_by_byte(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    request = ask("slow but steady")
+    with server.connect() as client:
+        for place in range(len(request)):
+            client.send(request[place : place + 1])
+            server.turn(1)
+        assert server.answer(client)[0] == 200
+
+
+@pytest.mark.parametrize("count", [2, 100])
+def test_requests_in_one_packet_are_answered_in_their_order(count: int, line: Server) -> None:
+    names = [f"piped-{count}-{number}" for number in range(count)]
+    answers = replies(raw(line.port, b"".join(map(ask, names)), shutdown=True))
+    assert [(status, reply["DeviceID"]) for status, reply in answers] == [(200, name) for name in names]
+    assert len({reply["DeviceName"] for _, reply in answers}) == count
+
+
+def test_a_refused_request_does_not_end_the_ones_behind_it(line: Server) -> None:
+    data = post(b"{}") + ask("x", product="unknown") + ask("after the bad ones")
+    assert [status for status, _ in replies(raw(line.port, data, shutdown=True))] == [400, 404, 200]
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_nothing_is_run_behind_a_request_that_ends_the_connection(line: Server) -> None:
+    data = b"GET / HTTP/1.1\r\n\r\n" + ask("smuggled")
+    assert [status for status, _ in replies(raw(line.port, data, shutdown=True))] == [501]
+
+
+Deaf = Tuple[Inside, socket.socket, CertRequestHandler]
+
+
+@pytest.fixture
+def deaf(request: pytest.FixtureRequest, inside: Callable[..., Inside]) -> Iterator[Deaf]:
+    """A server, and a client that has asked many times and read nothing: the system buffers few of the replies."""
+    server = inside(1)
+    with socket.socket() as client:
+        for end, receives, sends in ((client, 16_384, 200_000), (server.server.socket, 200_000, 16_384)):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sends)  # a connection inherits it from its listener
+        client.connect(("127.0.0.1", server.server.server_port))
+        client.settimeout(0)
+        left = ask("deaf") * request.param
+        while left:
+            with contextlib.suppress(BlockingIOError):
+                left = left[client.send(left) :]
+            server.turn(1)
+        server.turn(100)
+        [handler] = server.server.connections
+        assert len(handler.unsent) > certtool.MAX_UNSENT, "otherwise the tests show nothing"
+        yield server, client, handler
+
+
+@pytest.mark.parametrize("half_closed", [False, True])
+@pytest.mark.parametrize(("deaf", "count"), [(440, 440), (1200, 1200)], indirect=["deaf"])
+def test_a_client_that_reads_late_gets_every_reply(half_closed: bool, count: int, deaf: Deaf) -> None:
+    server, client, _ = deaf
+    if half_closed:
+        client.shutdown(socket.SHUT_WR)
+    received = more = server.receive(client, 1)
+    while more and (received.count(b"HTTP/1.1 ") < count or not received.endswith(b"}")):
+        more = server.receive(client, 1)
+        received += more
+    assert [status for status, _ in replies(received)] == [200] * count
+
+
+@pytest.mark.parametrize("deaf", [1200], indirect=True)
+def test_a_client_that_reads_late_costs_little_memory(deaf: Deaf) -> None:
+    server, client, handler = deaf
+    read = 0
+    while read < 300_000:
+        assert len(handler.unsent) < 2 * certtool.MAX_UNSENT
+        assert len(handler.buffer) < certtool.RECEIVE + 1000
+        server.turn(1)
+        with contextlib.suppress(BlockingIOError):
+            read += len(client.recv(2048))
+
+
+@pytest.mark.parametrize("deaf", [440], indirect=True)
+def test_a_client_that_never_reads_is_let_go(deaf: Deaf) -> None:
+    server, _, _ = deaf
+    server.later(certtool.REPLY_SECONDS + 1)
+    assert not server.server.connections
+    assert server.say(ask("another"))[0] == 410
+
+
+def test_a_client_that_has_said_all_gets_its_reply(line: Server) -> None:
+    [(status, _)] = replies(raw(line.port, ask("half closed"), shutdown=True))
+    assert status == 200
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [ask("slow")[:3], ask("slow")[:-1]], ids=["in the head", "in the body"])
+def test_a_request_that_comes_too_slowly_is_refused_with_408(part: bytes, inside: Callable[..., Inside]) -> None:
+    server = inside()
+    before = server.journal.read_bytes()
+    with server.connect(part) as client:
+        server.turn()
+        server.later(certtool.REQUEST_SECONDS - 1)
+        client.send(b"")
+        assert server.server.connections, "there is time left"
+        server.later(2)
+        status, reply = server.answer(client)
+    assert (status, reply["Status"]) == (408, "BadRequest")
+    assert server.journal.read_bytes() == before
+
+
+def test_sending_a_byte_now_and_then_wins_no_time(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    with server.connect() as client:
+        for byte in ask("slowloris")[:6]:
+            client.send(bytes([byte]))
+            server.later(certtool.REQUEST_SECONDS / 5)
+        assert server.answer(client)[0] == 408
+
+
+def test_a_connection_that_says_nothing_is_closed(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    with server.connect() as never, server.connect(ask("once")) as once:
+        assert server.answer(once)[0] == 200
+        server.later(certtool.REQUEST_SECONDS + 1)
+        assert server.receive(never) == b"", "no request came at all"
+        server.later(certtool.IDLE_SECONDS - certtool.REQUEST_SECONDS - 3)
+        once.send(ask("once"))
+        assert server.answer(once)[0] == 200, "the time counts from the request before"
+        server.later(certtool.IDLE_SECONDS + 1)
+        assert server.receive(once) == b""
+
+
+def test_an_empty_line_behind_a_request_is_not_a_request(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    with server.connect(ask("old client") + b"\r\n") as client:
+        assert server.answer(client)[0] == 200
+        server.later(certtool.REQUEST_SECONDS + 1)
+        client.send(ask("old client"))
+        assert server.answer(client)[0] == 200
+
+
+def test_empty_lines_before_a_request_are_skipped(line: Server) -> None:
+    [(status, _)] = replies(raw(line.port, b"\r\n\r\n" + ask("two empty lines"), shutdown=True))
+    assert status == 200
+
+
+# -- many and broken connections ---------------------------------------------------------------------------------------
+
+
+def test_beyond_the_most_connections_the_one_that_was_silent_longest_gives_way(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "MAX_CONNECTIONS", 3)
+    server = inside()
+    with server.connect(ask("a")) as first, server.connect(ask("b")) as second, server.connect(ask("c")[:9]) as third:
+        assert server.answer(first)[0] == server.answer(second)[0] == 200
+        first.send(ask("a"))
+        assert server.answer(first)[0] == 200
+        assert server.say(ask("new"))[0] == 200
+        assert server.receive(second) == b"", "it was silent longest"
+        third.send(ask("c")[9:])
+        assert server.answer(third)[0] == 200, "it was in the middle of a request"
+        first.send(ask("a"))
+        assert server.answer(first)[0] == 200
+
+
+def test_a_server_full_of_half_requests_still_serves_a_new_client(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "MAX_CONNECTIONS", 3)
+    server = inside()
+    with contextlib.ExitStack() as attack:
+        for _ in range(5):
+            attack.enter_context(server.connect(b"POST / HT"))
+            server.turn()
+        assert len(server.server.connections) == 3
+        assert server.say(ask("real"))[0] == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_more_clients_than_the_system_allows_files_do_not_stop_the_line(server: StartServer) -> None:
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); del sys.argv[0]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    running = server("--import", SAMPLE, python=(sys.executable, "-c", limited))
+    with contextlib.ExitStack() as crowd:
+        for _ in range(100):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", running.port), PATIENCE))
+        status, reply = running.request("a1SampleWf0", "in a crowd")
+        assert (status, reply["Status"]) == (200, "OK")
+
+
+def test_without_room_and_without_a_connection_to_close_the_operator_is_told(inside: Callable[..., Inside]) -> None:
+    server = inside()
+
+    class Listener:
+        errors = iter((errno.ECONNABORTED, errno.EMFILE))
+
+        def _accept(self) -> None:
+            raise OSError(next(self.errors), "Too many open files")
+
+    server.server._accept(Listener(), socket.AF_INET, 1)  # type: ignore[arg-type]
+    assert server.notices == ["No connection can be taken (Too many open files): close other programs."]
+
+
+@pytest.mark.parametrize("deaf", [440], indirect=True)
+def test_a_client_that_is_gone_with_replies_on_their_way_bothers_nobody(deaf: Deaf) -> None:
+    server, client, _ = deaf
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    server.turn()
+    assert not server.server.connections
+
+
+def test_a_connection_reset_by_its_client_bothers_nobody(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    for data in (b"", ask("reset")[:20], ask("reset")):
+        with server.connect(data) as client:
+            server.turn(1)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.turn()
+    assert not server.server.connections
+    assert server.notices == []
+    assert server.say(ask("reset"))[0] == 200
+
+
+def test_a_defect_in_the_server_answers_500_and_the_line_goes_on(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside()
+    before = server.journal.read_bytes()
+
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("top secret")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(certtool, "format_certificate", crash)
+        broken.setattr(certtool, "parse_request", crash)
+        status, reply = server.say(ask("unlucky"))
+    assert (status, reply["Status"]) == (500, "InternalError")
+    [notice] = server.notices
+    assert notice.startswith("Please report: ZeroDivisionError in crash, line ")
+    assert "secret" not in notice + str(reply)
+    assert server.journal.read_bytes() == before
+    assert server.say(ask("unlucky"))[0] == 200

@@ -1,0 +1,441 @@
+"""The journal tells the truth or is refused: its codec, and a small store damaged at every byte."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import certtool
+from certtool import (
+    BURN_FAILED,
+    BURN_SUCCEEDED,
+    JOURNAL_HEADER,
+    KINDS,
+    MAKE_VOID,
+    RELEASE,
+    Credential,
+    Event,
+    JournalReader,
+    JournalWriter,
+    StoreError,
+    chain_digest,
+    decode_cells,
+    encode_cell,
+    format_time,
+    parse_time,
+)
+from tests.stores import STATION, files, import_files, open_store, read_store, snapshot, upload
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=20)
+CELL = TEXT | st.sampled_from(["=1+1", "'", "''=", '"', "-", "a,b", "\r\n", " ", "@x\n", '=cmd|"/c"!A1'])
+
+
+# -- the codec ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(CELL, min_size=2))
+def test_any_cells_are_read_back_and_no_spreadsheet_takes_one_for_a_formula(cells: List[str]) -> None:
+    line = ",".join(map(encode_cell, cells))
+    assert decode_cells(line) == cells
+    (shown,) = csv.reader([line], strict=True)
+    assert [cell for cell in shown if cell[:1] in set("=+-@")] == []
+    assert [cell[cell[:1] == "'" :] for cell in shown] == cells
+
+
+KIND = st.sampled_from(sorted(KINDS - {"store"}))
+MOMENT = st.integers(1, 4_000_000_000_000)
+DETAIL = st.dictionaries(TEXT, TEXT | st.integers() | st.booleans() | st.none() | st.lists(TEXT), max_size=3)
+IN_A_LINE = CELL.filter(lambda text: "\n" not in text)
+EVENTS = st.builds(Event, KIND, MOMENT, IN_A_LINE, IN_A_LINE, IN_A_LINE, IN_A_LINE, DETAIL)
+START = Event("store", 1_800_000_000_000, detail={"version": 1})
+
+
+def journal(*events: Event) -> List[bytes]:
+    """The lines of a journal with these events."""
+    writer = JournalWriter()
+    return [JOURNAL_HEADER, *map(writer.encode, events)]
+
+
+@given(st.lists(EVENTS, max_size=5))
+def test_any_events_are_read_back_line_by_line(events: List[Event]) -> None:
+    lines = journal(START, *events)
+    assert all(line.count(b"\n") == 1 and line.endswith(b"\n") for line in lines)
+    reader = JournalReader()
+    assert list(reader.events(lines)) == [START, *events]
+    assert (reader.seq, reader.offset, reader.torn) == (len(events) + 1, len(b"".join(lines)), b"")
+    assert JournalWriter(reader.seq, reader.digest).encode(START) == journal(START, *events, START)[-1]
+
+
+def test_a_line_reads_as_the_documentation_shows_it_and_its_digest_seals_all_lines_before() -> None:
+    moment = 1_800_000_000_005
+    event = Event("allocate", moment, "a1Key", "-lamp-1", "AA,BB", "192.0.2.7", {"why": 'a "reason"', "n": 1})
+    _, first, second = journal(START, event)
+    time_text = format_time(moment)
+    assert time_text[19:23] == ".005"
+    detail = r'"{""why"":""a \""reason\"""",""n"":1}"'
+    body = f'2,{time_text},allocate,a1Key,\'-lamp-1,"AA,BB",192.0.2.7,{detail}'
+    assert second.decode() == body + second.decode()[-18:]
+    digest = b""
+    for line in (JOURNAL_HEADER, first.rpartition(b",")[0], second.rpartition(b",")[0]):
+        digest = hashlib.sha256(digest + line).hexdigest()[:16].encode()
+    assert second.endswith(b"," + digest + b"\n")
+
+
+def test_what_is_no_utf8_is_written_as_a_question_mark_and_never_stops_the_line() -> None:
+    line = JournalWriter().encode(Event("void", 1, "a", detail={"who": "\udc80"}))
+    assert b"?" in line
+
+
+if sys.platform != "win32":  # where a process cannot choose its time zone
+
+    @pytest.mark.parametrize("zone", ["UTC", "CST-8", "NST3:30", "CET-1CEST,M3.5.0,M10.5.0/3"])
+    def test_a_time_is_read_back_in_every_time_zone_and_when_clocks_change(
+        zone: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clocks_change = 1_792_890_000_000  # on 2026-10-25 at 01:00 UTC
+        for cache in (certtool._second_as_text, certtool._second_from_text):
+            cache.cache_clear()
+        try:
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            moments = [1, 999, 1000, 1_800_000_000_123, *range(clocks_change - 7_200_000, clocks_change, 599_999)]
+            moments += [moment + 7_200_000 for moment in moments]
+            texts = [format_time(moment) for moment in moments]
+            assert [parse_time(text) for text in texts] == moments
+            assert len(set(texts)) == len(set(moments))
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+            certtool._second_as_text.cache_clear()
+
+
+def test_what_never_happened_has_no_time() -> None:
+    assert format_time(0) == ""
+
+
+@given(st.text("0123456789-:.+TZ ", max_size=32))
+@example("2026-11-24T08:00:00+08:00")
+def test_any_other_text_is_no_time(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert isinstance(parse_time(text), int)
+
+
+# -- a small store that can be damaged ---------------------------------------------------------------------------------
+
+
+class Small(NamedTuple):
+    """A store of a few certificates: its folder and journal, and the state at each length of the journal."""
+
+    folder: Path
+    journal: bytes
+    states: Dict[int, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "journal.csv"
+
+
+CERTIFICATES = [
+    Credential("a1Key", "lamp-0001", "hush1", "hushP"),
+    Credential("a1Key", "lamp-0002", "=hush2,", "hushP"),
+    Credential("a1Key", "lamp-0003", 'hu"sh3', "hushP", device_id="DD"),
+    Credential("b2Key", "lamp-0001", "hush4", "", "1048577"),
+]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    folder = tmp_path_factory.mktemp("template") / "store"
+    opened = open_store(folder)
+    service = opened.service
+    steps: List[Callable[[], object]] = [
+        lambda: None,
+        lambda: import_files(service, upload(CERTIFICATES)),
+        lambda: service.request("a1Key", "AA", STATION, 1_800_000_000_000),
+        lambda: service.request("a1Key", "DD", STATION, 1_800_000_000_001),
+        lambda: service.report("a1Key", "AA", BURN_SUCCEEDED, STATION, 1_800_000_000_002),
+        lambda: service.request("a1Key", "AA", STATION, 1_800_000_000_003),
+        lambda: service.report("a1Key", "DD", BURN_FAILED, STATION, 1_800_000_000_004),
+        lambda: service.operate(RELEASE, "lamp-0001", "a1Key", 'a "scrap", =1', "grüße", True, 1_800_000_000_005),
+        lambda: service.operate(MAKE_VOID, "lamp-0003", "a1Key", "lost", "me", False, 1_800_000_000_006),
+    ]
+    states = {}
+    for step in steps:
+        step()
+        service.commit()
+        states[(folder / "journal.csv").stat().st_size] = snapshot(opened.state)
+    opened.store.close()
+    return Small(folder, (folder / "journal.csv").read_bytes(), states)
+
+
+@pytest.fixture
+def small(template: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
+    """A copy of the small store to damage, whose readers lose no time waiting for a writer."""
+    monkeypatch.setattr(certtool, "TORN_SECONDS", 0.0)
+    shutil.copytree(template.folder, tmp_path / "store")
+    return template._replace(folder=tmp_path / "store")
+
+
+def look(folder: Path) -> Dict[str, Any]:
+    """All that can be seen of the files: bytes, and when they were last written to."""
+    paths = [folder, *folder.rglob("*")]
+    return {str(path): (path.is_file() and path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+@contextlib.contextmanager
+def nothing_changes(folder: Path) -> Iterator[None]:
+    before = look(folder)
+    yield
+    assert look(folder) == before
+
+
+def test_the_small_store_has_a_line_of_each_kind(small: Small) -> None:
+    kinds = [line.split(b",")[2].decode() for line in small.journal.splitlines()[1:]]
+    assert set(kinds) == KINDS
+    assert len(small.states) == len(kinds)
+
+
+def test_a_journal_cut_at_any_byte_is_the_state_before_the_torn_line_or_is_refused(small: Small) -> None:
+    for size in range(len(small.journal) + 1):
+        small.path.write_bytes(small.journal[:size])
+        whole = small.journal.rfind(b"\n", 0, size) + 1
+        torn = size - whole
+        if whole not in small.states:
+            for way in (read_store, open_store):
+                with pytest.raises(StoreError, match="Put back the journal"):
+                    way(small.folder)
+            assert small.path.read_bytes() == small.journal[:size]
+            continue
+        with nothing_changes(small.folder):
+            read = read_store(small.folder)
+        assert snapshot(read.state) == small.states[whole]
+        opened = open_store(small.folder)
+        opened.store.close()
+        assert snapshot(opened.state) == small.states[whole]
+        assert small.path.read_bytes() == small.journal[:whole]
+        side = small.folder / f"journal.torn-{whole}"
+        for notes in (read.store.notes, opened.store.notes):
+            assert [f"{torn} bytes" in note for note in notes if "half a line" in note] == [True] * bool(torn)
+        if torn:
+            assert side.read_bytes() == small.journal[whole:size]
+            side.unlink()
+        assert not side.exists()
+
+
+def test_a_journal_with_any_bit_flipped_is_refused_or_is_torn_at_its_very_end(small: Small) -> None:
+    *_, before, _ = small.states
+    for place in range(len(small.journal)):
+        for bit in range(8):
+            damaged = bytearray(small.journal)
+            damaged[place] ^= 1 << bit
+            small.path.write_bytes(damaged)
+            ways = (read_store, open_store) if bit == place % 8 else (read_store,)
+            if place == len(small.journal) - 1:
+                read = read_store(small.folder)
+                assert snapshot(read.state) == small.states[before]
+                assert "half a line" in read.store.notes[0]
+                continue
+            for way in ways:
+                with pytest.raises(StoreError, match=r"^journal\.csv line \d+ .*"):
+                    way(small.folder)
+            if way is open_store:
+                assert small.path.read_bytes() == damaged
+    assert files(small.folder).keys() == {"journal.csv", os.path.join("imports", "000001-identities.csv")}
+
+
+def test_an_import_file_with_any_byte_changed_is_refused_by_name(small: Small) -> None:
+    (path,) = (small.folder / "imports").iterdir()
+    data = path.read_bytes()
+    for place in range(len(data)):
+        for value in {0, 0x0A, data[place] ^ 1, data[place] ^ 0x80} - {data[place]}:
+            path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
+            with pytest.raises(StoreError, match=r"000001-identities\.csv is not as it was imported"):
+                read_store(small.folder)
+        path.write_bytes(data[:place])
+        with pytest.raises(StoreError, match="is not as it was imported"):
+            open_store(small.folder)
+    path.write_bytes(data + b"x")
+    with pytest.raises(StoreError, match="is not as it was imported"):
+        read_store(small.folder)
+    path.unlink()
+    for way in (read_store, open_store):
+        with pytest.raises(StoreError, match=r"000001-identities\.csv cannot be read .*: put it back"):
+            way(small.folder)
+
+
+def relined(change: Callable[[List[bytes]], object]) -> Callable[[bytes], bytes]:
+    """A damage that changes the list of lines."""
+
+    def damage(data: bytes) -> bytes:
+        lines = data.splitlines(keepends=True)
+        change(lines)
+        return b"".join(lines)
+
+    return damage
+
+
+DAMAGES: Dict[str, Callable[[bytes], bytes]] = {
+    "line 4 dropped": relined(lambda lines: lines.pop(3)),
+    "line 5 doubled": relined(lambda lines: lines.insert(4, lines[4])),
+    "the last line doubled": relined(lambda lines: lines.append(lines[-1])),
+    "lines 4 and 5 swapped": relined(lambda lines: lines.insert(3, lines.pop(4))),
+    "the header dropped": relined(lambda lines: lines.pop(0)),
+    "an empty line at the end": lambda data: data + b"\n",
+    "an empty line in the middle": relined(lambda lines: lines.insert(4, b"\n")),
+    "saved with CRLF": lambda data: data.replace(b"\n", b"\r\n"),
+    "saved with CR": lambda data: data[:-1].replace(b"\n", b"\r") + b"\n",
+    "saved with BOM": lambda data: b"\xef\xbb\xbf" + data,
+    "saved as UTF-16": lambda data: data.decode().encode("utf-16") + b"\n",
+    "saved by a spreadsheet": lambda data: data.replace(b"T", b" ", 1),
+    "edited": lambda data: data.replace(b"DD", b"EE", 1),
+    "zeros inside": lambda data: data[:400] + bytes(100) + data[500:],
+    "zeros and a line end": lambda data: data + bytes(511) + b"\n",
+    "another file": lambda data: b"DeviceName,DeviceSecret\nlamp-0001,hush\n" * bool(data),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_journal_that_was_changed_in_any_other_way_is_refused_and_left_alone(
+    damage: Callable[[bytes], bytes], small: Small
+) -> None:
+    damaged = damage(small.journal)
+    assert damaged != small.journal
+    small.path.write_bytes(damaged)
+    before = files(small.folder)
+    for way in (read_store, open_store):
+        with pytest.raises(StoreError, match=r"^journal\.csv line \d+ .*Nothing was changed\. Put back"):
+            way(small.folder)
+    assert files(small.folder) == before
+
+
+def test_the_line_that_was_changed_is_named(small: Small) -> None:
+    lines = small.journal.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        changed = line[:-20] + bytes([line[-20] ^ 1]) + line[-19:]
+        small.path.write_bytes(b"".join(lines[: number - 1]) + changed + b"".join(lines[number:]))
+        with pytest.raises(StoreError, match=rf"^journal\.csv line {number} "):
+            read_store(small.folder)
+
+
+def test_a_tail_of_zeros_that_a_power_cut_left_is_cut_and_kept_beside(small: Small) -> None:
+    small.path.write_bytes(small.journal + bytes(512))
+    opened = open_store(small.folder)
+    opened.store.close()
+    assert small.path.read_bytes() == small.journal
+    assert (small.folder / f"journal.torn-{len(small.journal)}").read_bytes() == bytes(512)
+
+
+def test_a_line_after_a_cut_tail_continues_the_chain(small: Small) -> None:
+    small.path.write_bytes(small.journal[:-5])
+    opened = open_store(small.folder)
+    opened.service.request("b2Key", "NEW", STATION, 1_800_000_000_010)
+    opened.service.commit()
+    opened.store.close()
+    assert snapshot(read_store(small.folder).state) == snapshot(opened.state)
+
+
+def test_a_reader_waits_for_a_line_that_a_writer_is_just_writing(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.path.write_bytes(small.journal[:-5])
+    naps = []
+
+    def write_the_rest(seconds: float) -> None:
+        naps.append(seconds)
+        small.path.write_bytes(small.journal)
+
+    monkeypatch.setattr(time, "sleep", write_the_rest)
+    read = read_store(small.folder)
+    assert (snapshot(read.state), read.store.notes, len(naps)) == (small.states[len(small.journal)], [], 1)
+
+
+# -- lines whose digest is right ---------------------------------------------------------------------------------------
+
+
+def sealed(small: Small, *bodies: str) -> bytes:
+    """The small journal continued by lines that seal themselves, whatever they say."""
+    data, digest = small.journal, small.journal[-17:-1].decode()
+    for body in bodies:
+        digest = chain_digest(digest, body.encode())
+        data += f"{body},{digest}\n".encode()
+    return data
+
+
+NOW = "2026-11-24T08:00:00.000+00:00"
+NOT_AN_EVENT = "is not an event"
+NEWER = "was written by a newer certtool: use that one."
+UNKNOWN = "names a certificate that no import holds"
+WRONG_EVENTS = {
+    f"10,{NOW},split,,,,,": NEWER,
+    f"10,{NOW},split,,,,,{{}}": NEWER,
+    f"11,{NOW},allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    f"x,{NOW},allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    "10,2026-11-24,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    "10,yesterday,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    f"10,{NOW},allocate,a1Key,lamp-0001,AA,x": NOT_AN_EVENT,
+    f"10,{NOW},allocate,a1Key,lamp-0001,AA,x,,": NOT_AN_EVENT,
+    f'10,{NOW},allocate,a1Key,lamp-0001,"AA,x,': NOT_AN_EVENT,
+    f"10,{NOW},allocate,a1Key,lamp-0001,AA,x,nonsense": NOT_AN_EVENT,
+    f'10,{NOW},store,,,,,"{{""version"":1}}"': NOT_AN_EVENT,
+    f"10,{NOW},written,a1Key,nobody00,AA,x,": UNKNOWN,
+    f"10,{NOW},written,c3Key,lamp-0001,AA,x,": UNKNOWN,
+    f"10,{NOW},import,,,,,": "the import at .* lacks its details",
+}
+
+
+@pytest.mark.parametrize("body", WRONG_EVENTS)
+def test_a_line_that_is_sealed_but_makes_no_sense_is_refused_by_its_number(body: str, small: Small) -> None:
+    small.path.write_bytes(sealed(small, body))
+    with pytest.raises(StoreError, match=rf"^journal\.csv.*({WRONG_EVENTS[body]})"):
+        read_store(small.folder)
+    if "lacks its details" not in WRONG_EVENTS[body]:
+        with pytest.raises(StoreError, match="line 11 "):
+            read_store(small.folder)
+
+
+ODD_DETAILS = [
+    "import,,,,,[]",
+    "import,,,,,5",
+    'import,,,,,"{""file"":5,""rows"":1,""sha256"":"""",""batch"":""""}"',
+    "allocate,a1Key,lamp-0001,AA,x,[]",
+]
+
+
+@pytest.mark.parametrize("event", ODD_DETAILS)
+def test_a_detail_of_another_shape_is_refused_and_no_traceback(event: str, small: Small) -> None:
+    small.path.write_bytes(sealed(small, f"10,{NOW},{event}"))
+    with pytest.raises(StoreError, match=r"^journal\.csv"):
+        read_store(small.folder)
+
+
+def test_a_store_of_a_newer_format_is_refused_as_such(small: Small) -> None:
+    small.path.write_bytes(b"".join(journal(START._replace(detail={"version": 2}))))
+    for way in (read_store, open_store):
+        with pytest.raises(StoreError, match="newer certtool"):
+            way(small.folder)
+
+
+def test_a_journal_must_begin_with_its_store_event(small: Small) -> None:
+    small.path.write_bytes(b"".join(journal(Event("allocate", 1, "a1Key", "lamp-0001", "AA"))))
+    with pytest.raises(StoreError, match="line 2 is not an event"):
+        read_store(small.folder)
+
+
+def test_an_empty_journal_is_refused_where_certificates_were_imported(small: Small) -> None:
+    small.path.unlink()
+    for way in (read_store, open_store):
+        with pytest.raises(StoreError, match="Put back the journal"):
+            way(small.folder)
+    assert not small.path.exists()
+    small.path.write_bytes(JOURNAL_HEADER)
+    with pytest.raises(StoreError, match="Put back the journal"):
+        open_store(small.folder)

@@ -1,0 +1,229 @@
+"""`certtool.py request`, a station on the command line: against a real server, a hostile one, and the vectors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import pytest
+
+import certtool as product
+from tests import hostile
+from tests.support import SAMPLE, RunCerttool, Server, StartServer
+from tests.vectorset import Answer, Play, Vector, content, load
+
+KEY = "a1SampleWf0"
+SLACK = 3.0  # seconds that a busy machine may add to a time limit
+
+with SAMPLE.open(encoding="utf-8", newline="") as file:
+    FIRST = next(csv.DictReader(file))
+
+
+def names(vector: Vector) -> str:
+    return str(vector["name"])
+
+
+def ask(server: Server, product_key: str, device_id: Optional[str], action: int) -> Answer:
+    """Be the client of a script of states.json."""
+    station = product.Station("127.0.0.1", server.port)
+    try:
+        if action:
+            station.report(product_key, device_id or "", action == 1)
+            return Answer("OK", {"ProductKey": product_key, "DeviceID": device_id})
+        return Answer("OK", station.request(product_key, device_id or ""))
+    except product.ServerRefused as refusal:
+        http, status = re.findall(r"refused: (\d+) (\w+)", str(refusal))[0]
+        return Answer(status, {}, int(http))
+
+
+def patient(monkeypatch: pytest.MonkeyPatch, seconds: float, attempts: int) -> None:
+    monkeypatch.setattr(product, "STATION_SECONDS", seconds)
+    monkeypatch.setattr(product, "STATION_ATTEMPTS", attempts)
+    monkeypatch.setattr(product, "STATION_PAUSE", 0.01)
+
+
+@pytest.mark.parametrize("script", load("states.json"), ids=names)
+def test_a_station_sees_every_row_of_the_state_table(
+    script: Vector, store: Path, server: StartServer, certtool: RunCerttool
+) -> None:
+    Play(script, ask, True, store, server, certtool)
+
+
+@pytest.mark.parametrize("kind", hostile.KINDS)
+def test_a_hostile_server_gives_a_station_the_right_certificate_or_one_error_in_time(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = hostile.VERDICT[kind]
+    limit = 0.3 if verdict == hostile.FAILS else 5.0  # seconds
+    patient(monkeypatch, limit, 2)
+    began = time.monotonic()
+    got: Dict[str, Any] = {}
+    error = None
+    with hostile.serve(kind) as server:
+        try:
+            got = product.Station("127.0.0.1", server.port).request(KEY, "MAC-0001")
+        except product.CertToolError as refusal:
+            error = refusal
+        assert time.monotonic() - began < 2 * limit + SLACK
+    if verdict != hostile.EITHER:
+        assert (error is None) == (verdict == hostile.SUCCEEDS), error or got
+    if error is None:
+        wanted = hostile.certificate({"ProductKey": KEY, "DeviceID": "MAC-0001", "Action": 0})
+        for name in ("ProductKey", "DeviceName", "DeviceSecret", "ProductSecret", "DeviceID", "Status"):
+            assert got[name] == wanted[name]
+    else:
+        assert str(error).isprintable(), "one line, whatever the server sent"
+
+
+@pytest.mark.parametrize("kind", ["silent", "cut body", "reset", "wrong CRC", "HTML", "status 500", "slow drip"])
+def test_a_station_without_a_device_id_asks_once_since_each_request_may_take_a_certificate(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient(monkeypatch, 0.3, 3)
+    with hostile.serve(kind) as server:
+        with pytest.raises(product.CertToolError):
+            product.Station("127.0.0.1", server.port).request(KEY, "")
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("vector", load("replies.json"), ids=names)
+def test_a_station_takes_or_refuses_a_reply_as_every_client_must(
+    vector: Vector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient(monkeypatch, 5.0, 1)
+    with hostile.serve("plain") as server:
+        reply = hostile.http(content(vector), status=f"{vector['http']} Some")
+        server.script = lambda _server, _request: [reply]
+        station = product.Station("127.0.0.1", server.port)
+        got: Dict[str, Any] = {}
+        error = None
+        try:
+            if vector["Action"]:
+                station.report(vector["ProductKey"], vector["DeviceID"], vector["Action"] == 1)
+            else:
+                got = station.request(vector["ProductKey"], vector["DeviceID"] or "")
+        except product.CertToolError as refusal:
+            error = refusal
+    if "expect" not in vector:
+        assert error, got
+        assert vector["error"] != "WrongCRC32" or "CRC32" in str(error)
+    elif vector["Action"] == 0:
+        assert {name: got.get(name, "") for name in vector["expect"]} == vector["expect"], error
+    else:
+        assert error is None
+
+
+def test_the_secrets_are_masked_unless_they_are_asked_for(server: StartServer, certtool: RunCerttool) -> None:
+    at = f"127.0.0.1:{server('--import', SAMPLE).port}"
+    for flags in ([], ["--json"]):
+        masked = certtool("request", KEY, "MAC-0001", "--server", at, *flags).stdout
+        assert FIRST["DeviceName"] in masked
+        assert FIRST["DeviceSecret"] not in masked
+        assert FIRST["ProductSecret"] not in masked
+        shown = certtool("request", KEY, "MAC-0001", "--server", at, "--show-secrets", *flags).stdout
+        assert FIRST["DeviceSecret"] in shown
+        assert FIRST["ProductSecret"] in shown
+
+
+def test_the_json_is_the_servers_reply_and_what_was_reported(server: StartServer, certtool: RunCerttool) -> None:
+    running = server("--import", SAMPLE)
+    options = ["--server", f"127.0.0.1:{running.port}", "--json", "--show-secrets"]
+    got = json.loads(certtool("request", KEY, "MAC-0001", *options).stdout)
+    _, reply = running.request(KEY, "MAC-0001")
+    assert got == {**reply, "Reported": None}
+    assert json.loads(certtool("request", KEY, "MAC-0001", *options, "--report", "ok").stdout)["Reported"] == "ok"
+
+
+@pytest.mark.parametrize(("report", "status"), [(None, "Allocated"), ("ok", "Written"), ("failed", "Failed")])
+@pytest.mark.parametrize("device", ["MAC-0001", None])
+def test_the_burn_is_reported_as_asked(
+    report: Optional[str], status: str, device: Optional[str], store: Path, server: StartServer, certtool: RunCerttool
+) -> None:
+    at = f"127.0.0.1:{server('--import', SAMPLE).port}"
+    identity = [device] if device else []
+    options = ["--report", report] if report else []
+    got = json.loads(certtool("request", KEY, *identity, "--server", at, "--json", *options).stdout)
+    found = json.loads(certtool("query", got["DeviceName"], "--data", store, "--format", "json").stdout)
+    assert [(row["Status"], row["DeviceID"]) for row in found] == [(status, device or got["DeviceID"])]
+
+
+def test_both_forms_of_the_checksum_and_a_product_id_are_understood(server: StartServer, certtool: RunCerttool) -> None:
+    at = f"127.0.0.1:{server('--import', SAMPLE, '--crc-format', 'int').port}"
+    assert isinstance(json.loads(certtool("request", KEY, "D", "--server", at, "--json").stdout)["CRC32"], int)
+    assert "1048577" in certtool("request", "a1SampleBt0", "D", "--server", at).stdout
+
+
+def test_a_refusal_is_one_line_that_names_its_status_and_exit_1(server: StartServer, certtool: RunCerttool) -> None:
+    at = f"127.0.0.1:{server('--import', SAMPLE).port}"
+    done = certtool("request", "a1Unknown00", "MAC-0001", "--server", at, ok=1)
+    assert done.stdout == ""
+    assert "404 UnknownProduct" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_server_that_is_not_there_is_one_line_and_exit_1(certtool: RunCerttool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = certtool("request", KEY, "MAC-0001", "--server", f"127.0.0.1:{port}", ok=1)
+    assert done.stdout == ""
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [KEY],
+        ["--server", "127.0.0.1:1"],
+        [KEY, "--server", ""],
+        [KEY, "--server", "127.0.0.1:0"],
+        [KEY, "--server", "127.0.0.1:65536"],
+        [KEY, "--server", "127.0.0.1:port"],
+        ["", "--server", "127.0.0.1:1"],
+        ["k" * 65, "--server", "127.0.0.1:1"],
+        [KEY, "x" * 65, "--server", "127.0.0.1:1"],
+        [KEY, "M\u00c4C", "--server", "127.0.0.1:1"],
+        [KEY, "D", "--server", "127.0.0.1:1", "--report", "maybe"],
+        [KEY, "D", "--server", "127.0.0.1:1", "--count", "0"],
+        [KEY, "D", "--server", "127.0.0.1:1", "--count", "1", "--stations", "0"],
+    ],
+)
+def test_a_wrong_argument_is_a_usage_error(arguments: Any, certtool: RunCerttool) -> None:
+    done = certtool("request", *arguments, ok=2)
+    assert done.stderr.strip()
+
+
+@pytest.mark.parametrize("report", [[], ["--report", "ok"]])
+def test_a_played_line_gives_every_device_a_certificate_of_its_own(
+    report: Any, store: Path, server: StartServer, certtool: RunCerttool
+) -> None:
+    at = f"127.0.0.1:{server('--import', SAMPLE).port}"
+    line = ["request", KEY, "--server", at, "--count", "10", "--stations", "4", *report]
+    played = json.loads(certtool(*line, "--json").stdout)
+    assert (played["answers"], played["certificates"], played["duplicates"], played["failures"]) == (10, 10, 0, {})
+    assert played["rate"] > 0
+    assert 0 < played["latency_ms"]["p50"] <= played["latency_ms"]["p99"] <= played["latency_ms"]["max"]
+    found = json.loads(certtool("query", "--product-key", KEY, "--data", store, "--format", "json").stdout)
+    assert {row["Status"] for row in found} == {"Written" if report else "Allocated"}
+    assert len({row["DeviceID"] for row in found}) == 10
+
+
+def test_a_played_line_that_runs_dry_says_how_often_and_exits_1(server: StartServer, certtool: RunCerttool) -> None:
+    at = f"127.0.0.1:{server('--import', SAMPLE).port}"
+    done = certtool("request", KEY, "--server", at, "--count", "13", "--stations", "2", ok=1)
+    assert re.search(r"^10 answers in .*: .* a second\.$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^3 times: .*410 PoolExhausted", done.stdout, re.MULTILINE), done.stdout
+    assert "10 different certificates, 0 given to two devices." in done.stdout
+
+
+def test_a_played_line_finds_a_server_that_gives_a_certificate_twice(certtool: RunCerttool) -> None:
+    with hostile.serve("plain") as server:
+        line = ["request", KEY, "--server", f"127.0.0.1:{server.port}", "--count", "5"]
+        done = certtool(*line, "--stations", "2", "--json", ok=1)
+    played = json.loads(done.stdout)
+    assert (played["answers"], played["certificates"], played["duplicates"]) == (5, 1, 1)

@@ -1,0 +1,603 @@
+"""The life of a certificate: what each command makes of each status; live, undone and replayed states agree."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+import certtool
+from certtool import (
+    ALLOCATED,
+    BURN_FAILED,
+    BURN_SUCCEEDED,
+    FAILED,
+    MAKE_VOID,
+    RELEASE,
+    REQUEST,
+    UNALLOCATED,
+    VOID,
+    WRITTEN,
+    CertToolError,
+    Command,
+    Credential,
+    Event,
+    PoolExhausted,
+    Record,
+    Refused,
+    Staged,
+    State,
+    StoreUnavailable,
+    Undo,
+    UnknownDevice,
+    UnknownProduct,
+    Voided,
+)
+from tests.stores import (
+    RAISE,
+    SHORT,
+    STATION,
+    Disk,
+    Opened,
+    import_files,
+    open_store,
+    read_store,
+    snapshot,
+    undo,
+    upload,
+)
+
+PK, OTHER = "a1Product", "a1Other"
+DEVICE, NAME = "AA:BB", "name0000"
+
+
+def new_state(n: int = 3, bound: str = "", product: str = PK) -> State:
+    """A state after one import of `n` certificates, the last one bound to the device `bound`."""
+    state = State()
+    more(state, n, bound, product)
+    return state
+
+
+def more(state: State, n: int, bound: str = "", product: str = PK, batch: str = "batch") -> None:
+    """Import `n` more certificates, the last one bound to the device `bound`."""
+    staged = Staged(len(state.names), batch)
+    for number in range(staged.first, staged.first + n):
+        device_id = bound if number == staged.first + n - 1 else ""
+        staged.add(product, [f"name{number:04d}"], [device_id])
+    state.prepared.append(staged)
+    state.apply(Event("import", 1, detail={}))
+
+
+def do(state: State, verb: int, *, now: int = 1000, force: bool = False, **who: Any) -> Optional[Undo]:
+    """Decide a command and apply the event, as the service does."""
+    who = who or ({"device_name": NAME} if verb in (RELEASE, MAKE_VOID) else {"device_id": DEVICE})
+    _, event = state.decide(Command(verb, PK, station=STATION, force=force, **who), now)
+    return state.apply(event) if event else None
+
+
+def in_status(status: int) -> State:
+    """A state whose first certificate has this status, and but for Unallocated belongs to DEVICE."""
+    state = new_state()
+    if status != UNALLOCATED:
+        do(state, REQUEST, now=500)
+    for verb in {WRITTEN: [BURN_SUCCEEDED], FAILED: [BURN_FAILED], VOID: [MAKE_VOID]}.get(status, []):
+        do(state, verb, now=600)
+    return state
+
+
+class Case(NamedTuple):
+    """A cell of the contract's table: what becomes of a certificate, or the error that refuses the command."""
+
+    status: int
+    verb: int
+    result: Any
+    force: bool = False
+
+
+Outcome = Union[str, Type[CertToolError]]  # a certificate's name, or why there is none
+VERBS = ("request", "succeeded", "failed", "release", "void")
+# fmt: off
+CASES = [
+    Case(UNALLOCATED, REQUEST,        Record(ALLOCATED, DEVICE, STATION, 1000)),
+    Case(UNALLOCATED, BURN_SUCCEEDED, UnknownDevice),
+    Case(UNALLOCATED, BURN_FAILED,    UnknownDevice),
+    Case(UNALLOCATED, RELEASE,        Refused),
+    Case(UNALLOCATED, RELEASE,        Refused, force=True),
+    Case(UNALLOCATED, MAKE_VOID,      Record(VOID)),
+    Case(ALLOCATED,   REQUEST,        Record(ALLOCATED, DEVICE, STATION, 500)),
+    Case(ALLOCATED,   BURN_SUCCEEDED, Record(WRITTEN, DEVICE, STATION, 500, 1000)),
+    Case(ALLOCATED,   BURN_FAILED,    Record(FAILED, DEVICE, STATION, 500)),
+    Case(ALLOCATED,   RELEASE,        Record(UNALLOCATED)),
+    Case(ALLOCATED,   MAKE_VOID,      Record(VOID, DEVICE, STATION, 500)),
+    Case(FAILED,      REQUEST,        Record(ALLOCATED, DEVICE, STATION, 1000)),
+    Case(FAILED,      BURN_SUCCEEDED, Record(WRITTEN, DEVICE, STATION, 500, 1000)),
+    Case(FAILED,      BURN_FAILED,    Record(FAILED, DEVICE, STATION, 500)),
+    Case(FAILED,      RELEASE,        Record(UNALLOCATED)),
+    Case(FAILED,      MAKE_VOID,      Record(VOID, DEVICE, STATION, 500)),
+    Case(WRITTEN,     REQUEST,        Record(WRITTEN, DEVICE, STATION, 500, 600, rerequests=1)),
+    Case(WRITTEN,     BURN_SUCCEEDED, Record(WRITTEN, DEVICE, STATION, 500, 600)),
+    Case(WRITTEN,     BURN_FAILED,    Record(FAILED, DEVICE, STATION, 500)),
+    Case(WRITTEN,     RELEASE,        Refused),
+    Case(WRITTEN,     RELEASE,        Record(UNALLOCATED), force=True),
+    Case(WRITTEN,     MAKE_VOID,      Record(VOID, DEVICE, STATION, 500, 600)),
+    Case(VOID,        REQUEST,        Voided),
+    Case(VOID,        BURN_SUCCEEDED, Voided),
+    Case(VOID,        BURN_FAILED,    Voided),
+    Case(VOID,        RELEASE,        Refused),
+    Case(VOID,        RELEASE,        Refused, force=True),
+    Case(VOID,        MAKE_VOID,      Record(VOID, DEVICE, STATION, 500)),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(
+    "case",
+    CASES,
+    ids=[f"{certtool.STATUS_NAMES[c.status]}-{VERBS[c.verb]}{'-forced' * c.force}" for c in CASES],
+)
+def test_each_command_makes_of_each_status_what_the_contract_says(case: Case) -> None:
+    state = in_status(case.status)
+    before = snapshot(state)
+    if isinstance(case.result, type):
+        with pytest.raises(CertToolError) as refusal:
+            do(state, case.verb, force=case.force)
+        assert refusal.type is case.result
+        assert snapshot(state) == before, "a refused command changes nothing"
+        return
+    step = do(state, case.verb, force=case.force)
+    after = snapshot(state)
+    counts = [0] * 5
+    for record in after["records"]:
+        counts[record.status] += 1
+    product = after["products"][PK]
+    assert after["records"] == [case.result, *before["records"][1:]]
+    assert product["counts"] == counts
+    assert product["devices"] == ({DEVICE: 0} if case.result.device_id else {})
+    assert product["free"] == ([1, 2] if case.result.status != UNALLOCATED else [1, 2, 0])
+    if step:
+        state.restore(step)
+    assert snapshot(state) == before, "what was done can be taken back"
+
+
+def test_deciding_changes_nothing() -> None:
+    for status in range(5):
+        state = in_status(status)
+        before = snapshot(state)
+        for verb in (REQUEST, BURN_SUCCEEDED, BURN_FAILED):
+            with contextlib.suppress(CertToolError):
+                state.decide(Command(verb, PK, DEVICE), 1)
+        assert snapshot(state) == before
+
+
+def test_the_table_of_refusals_gives_a_fresh_error_each_time() -> None:
+    errors = []
+    for _ in range(2):
+        with pytest.raises(Voided) as refusal:
+            do(in_status(VOID), REQUEST)
+        errors.append(refusal.value)
+    assert errors[0] is not errors[1], "else their tracebacks would grow for as long as the server runs"
+
+
+def test_a_product_that_was_never_imported_is_unknown() -> None:
+    with pytest.raises(UnknownProduct):
+        new_state(product=OTHER).decide(Command(REQUEST, PK, DEVICE), 1)
+
+
+def test_certificates_are_given_out_in_the_order_of_import_and_released_ones_last() -> None:
+    state = new_state(3)
+    for device_id in "AB":
+        do(state, REQUEST, device_id=device_id)
+    do(state, RELEASE, device_name="name0001")
+    do(state, RELEASE, device_name="name0000")
+    more(state, 1)
+    for device_id in "CDEF":
+        do(state, REQUEST, device_id=device_id)
+    assert state.products[PK].devices == {"C": 2, "D": 3, "E": 1, "F": 0}
+    with pytest.raises(PoolExhausted):
+        do(state, REQUEST, device_id="G")
+
+
+def test_a_certificate_bound_in_advance_goes_to_its_device_alone() -> None:
+    state = new_state(2, bound="BOUND")
+    with pytest.raises(UnknownDevice):
+        do(state, BURN_SUCCEEDED, device_id="BOUND")
+    do(state, REQUEST, device_id="A")
+    with pytest.raises(PoolExhausted):
+        do(state, REQUEST, device_id="B")
+    do(state, REQUEST, device_id="BOUND")
+    assert state.products[PK].devices == {"A": 0, "BOUND": 1}
+
+
+def test_a_certificate_bound_in_advance_is_free_for_all_once_it_was_released() -> None:
+    state = new_state(1, bound="BOUND")
+    do(state, REQUEST, device_id="BOUND")
+    do(state, RELEASE)
+    do(state, REQUEST, device_id="ANY")
+    assert state.products[PK].devices == {"ANY": 0}
+    with pytest.raises(PoolExhausted):
+        do(state, REQUEST, device_id="BOUND")
+
+
+def test_a_void_certificate_that_was_bound_in_advance_keeps_its_device_from_getting_another() -> None:
+    state = new_state(2, bound="BOUND")
+    step = do(state, MAKE_VOID, device_name="name0001")
+    with pytest.raises(Voided):
+        do(state, REQUEST, device_id="BOUND")
+    undo(state, [step])
+    assert snapshot(state) == snapshot(new_state(2, bound="BOUND"))
+
+
+def test_a_void_certificate_is_never_given_out() -> None:
+    state = new_state(3)
+    do(state, MAKE_VOID, device_name="name0001")
+    for device_id in "AB":
+        do(state, REQUEST, device_id=device_id)
+    assert state.products[PK].devices == {"A": 0, "B": 2}
+    with pytest.raises(PoolExhausted):
+        do(state, REQUEST, device_id="C")
+
+
+def test_a_released_certificate_that_is_voided_is_skipped() -> None:
+    state = new_state(3)
+    for device_id in "ABC":
+        do(state, REQUEST, device_id=device_id)
+    for name in ("name0000", "name0001", "name0002"):
+        do(state, RELEASE, device_name=name)
+    do(state, MAKE_VOID, device_name="name0001")
+    for device_id in "DE":
+        do(state, REQUEST, device_id=device_id)
+    assert state.products[PK].devices == {"D": 0, "E": 2}
+
+
+def test_a_device_whose_certificate_was_released_gets_another_one() -> None:
+    state = new_state(2)
+    do(state, REQUEST)
+    do(state, RELEASE)
+    do(state, REQUEST)
+    assert state.products[PK].devices == {DEVICE: 1}
+
+
+def test_each_request_after_the_burn_is_counted_and_a_release_does_not_forget_them() -> None:
+    state = in_status(WRITTEN)
+    for _ in range(3):
+        do(state, REQUEST)
+    assert state.record(0).rerequests == 3
+    do(state, RELEASE, force=True)
+    assert state.record(0) == Record(UNALLOCATED, rerequests=3)
+
+
+def test_a_device_holds_one_certificate_of_each_product() -> None:
+    state = new_state()
+    more(state, 3, product=OTHER)
+    for key in (PK, OTHER, PK):
+        _, event = state.decide(Command(REQUEST, key, DEVICE), 1)
+        if event:
+            state.apply(event)
+    assert [product.devices for product in state.products.values()] == [{DEVICE: 0}, {DEVICE: 3}]
+
+
+def test_a_name_may_occur_once_in_each_product() -> None:
+    state = new_state(1)
+    for key in (OTHER, "a1Third"):
+        staged = Staged(len(state.names), "again")
+        staged.add(key, ["name0000"], [])
+        state.prepared.append(staged)
+        state.apply(Event("import", 1, detail={}))
+    found = [(product.key, number) for product, number in state.find("name0000")]
+    assert found == [(PK, 0), (OTHER, 1), ("a1Third", 2)]
+    assert [number for _, number in state.find("name0000", OTHER)] == [1]
+    assert state.find("nobody00") == []
+
+
+def test_each_certificate_knows_its_batch() -> None:
+    state = new_state(2)
+    more(state, 1, batch="second")
+    more(state, 2, batch="")
+    assert [state.batch(number) for number in range(5)] == ["batch", "batch", "second", "", ""]
+
+
+def test_an_event_of_a_certificate_that_no_import_holds_is_a_key_error() -> None:
+    for event in (Event("written", 1, PK, "nobody00"), Event("written", 1, OTHER, NAME)):
+        with pytest.raises(KeyError):
+            new_state().apply(event)
+
+
+def test_what_was_done_in_a_turn_is_taken_back_exactly() -> None:
+    state = new_state(4)
+    for device_id in "ABCD":
+        do(state, REQUEST, device_id=device_id)
+    for name in ("name0002", "name0000", "name0001"):
+        do(state, RELEASE, device_name=name)
+    before = snapshot(state)
+    steps = [
+        do(state, MAKE_VOID, device_name="name0000"),  # stands in the middle of the released ones
+        do(state, REQUEST, device_id="E"),  # takes the first of them, and skips the void one
+        do(state, RELEASE, device_name="name0003"),
+        do(state, REQUEST, device_id="F"),
+        do(state, BURN_SUCCEEDED, device_id="F"),
+        do(state, REQUEST, device_id="F"),
+        do(state, REQUEST, device_id="G"),
+    ]
+    undo(state, steps)
+    assert snapshot(state) == before
+
+
+# -- everything together, against a model ------------------------------------------------------------------------------
+
+
+class Model:
+    """What a store must hold, written down as the contract's table reads."""
+
+    def __init__(self) -> None:
+        self.certificates: List[Tuple[str, str, str]] = []  # product, name, device that it was bound to in advance
+        self.records: List[Record] = []
+        self.fresh: Dict[str, List[int]] = {}
+        self.returned: Dict[str, List[int]] = {}
+        self.batches: List[Tuple[int, str]] = []
+
+    def snapshot(self) -> Dict[str, Any]:
+        """The same as `snapshot` of a State, but for the sources."""
+        products = {}
+        for key, fresh in self.fresh.items():
+            own = [number for number, (product, _, _) in enumerate(self.certificates) if product == key]
+            products[key] = {
+                "names": {self.certificates[number][1]: number for number in own},
+                "devices": {self.records[number].device_id: number for number in own if self.records[number].device_id},
+                "counts": [sum(self.records[number].status == status for number in own) for status in range(5)],
+                "free": fresh + self.returned[key],
+            }
+        names = [name for _, name, _ in self.certificates]
+        return {"products": products, "records": self.records, "names": names, "batches": self.batches}
+
+    def named(self, product: str, name: str) -> Optional[int]:
+        found = [n for n, (key, other, _) in enumerate(self.certificates) if (key, other) == (product, name)]
+        return found[0] if found else None
+
+    def held(self, product: str, device_id: str) -> Optional[int]:
+        records = enumerate(self.records)
+        found = [n for n, old in records if self.certificates[n][0] == product and old.device_id == device_id]
+        assert len(found) <= 1, "a device holds one certificate of a product"
+        return found[0] if found else None
+
+    def add(self, product: str, name: str, bound: str) -> str:
+        """Import a row: "new", "duplicate" or "rejected"."""
+        there = self.named(product, name)
+        if there is not None:
+            return "duplicate" if self.certificates[there][2] == bound else "rejected"
+        if bound and self.held(product, bound) is not None:
+            return "rejected"
+        self.fresh.setdefault(product, [])
+        self.returned.setdefault(product, [])
+        if not bound:
+            self.fresh[product].append(len(self.certificates))
+        self.certificates.append((product, name, bound))
+        self.records.append(Record(UNALLOCATED, bound))
+        return "new"
+
+    def request(self, product: str, device_id: str, now: int) -> Outcome:
+        if product not in self.fresh:
+            return UnknownProduct
+        number = self.held(product, device_id)
+        if number is None:
+            free = self.fresh[product] or self.returned[product]
+            if not free:
+                return PoolExhausted
+            number = free.pop(0)
+        old = self.records[number]
+        if old.status == VOID:
+            return Voided
+        if old.status == WRITTEN:
+            self.records[number] = old._replace(rerequests=old.rerequests + 1)
+        elif old.status != ALLOCATED:
+            self.records[number] = Record(ALLOCATED, device_id, STATION, now, 0, old.rerequests)
+        return self.certificates[number][1]
+
+    def report(self, product: str, device_id: str, burned: bool, now: int) -> Outcome:
+        if product not in self.fresh:
+            return UnknownProduct
+        number = self.held(product, device_id)
+        if number is None or self.records[number].status == UNALLOCATED:
+            return UnknownDevice
+        old = self.records[number]
+        if old.status == VOID:
+            return Voided
+        if burned and old.status != WRITTEN:
+            self.records[number] = old._replace(status=WRITTEN, written_at=now)
+        if not burned:
+            self.records[number] = old._replace(status=FAILED, written_at=0)
+        return self.certificates[number][1]
+
+    def release(self, product: str, name: str, force: bool) -> Outcome:
+        number = self.named(product, name)
+        if number is None:
+            return Refused
+        old = self.records[number]
+        if old.status in (UNALLOCATED, VOID) or (old.status == WRITTEN and not force):
+            return Refused
+        self.records[number] = Record(UNALLOCATED, rerequests=old.rerequests)
+        self.returned[product].append(number)
+        return name
+
+    def void(self, product: str, name: str) -> Outcome:
+        number = self.named(product, name)
+        if number is None:
+            return Refused
+        for free in (self.fresh[product], self.returned[product]):
+            if number in free:
+                free.remove(number)
+        self.records[number] = self.records[number]._replace(status=VOID)
+        return name
+
+
+PRODUCTS = st.sampled_from([PK, PK, OTHER])
+DEVICES = st.sampled_from(["A", "B", "C", "D", "E"])
+NAMES = st.integers(0, 9).map("name{:04d}".format)
+ROWS = st.lists(st.tuples(PRODUCTS, NAMES, st.just("") | st.just("") | DEVICES), min_size=1, max_size=8)
+FAULTS: Dict[str, Dict[str, str]] = {
+    "no write": {"write": RAISE},
+    "half a write": {"write": SHORT},
+    "no write, no cut": {"write": RAISE, "ftruncate": RAISE},
+    "half a write, no cut": {"write": SHORT, "ftruncate": RAISE},
+    "no sync": {"fsync": RAISE},
+}
+
+
+class Line(RuleBasedStateMachine):
+    """A line at work: requests, reports, operators, imports; the disk fails, the power fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.faults: Dict[str, str] = {}
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(certtool, "os", Disk(lambda call: self.faults.get(call, "")))
+        self.now = 1000
+        self.stopped = False  # nothing can be recorded until a restart
+        self.turn = [Model()]  # the last durable state, and the state after each event since then
+        self.after_restart: Optional[List[Model]] = None  # what a failed disk may hold, if not what was durable
+        self.opened: Opened = open_store(self.folder)
+
+    def teardown(self) -> None:
+        self.opened.store.close()
+        self.patch.undo()
+        shutil.rmtree(self.folder)
+
+    @property
+    def model(self) -> Model:
+        return self.turn[-1]
+
+    def expect(self, expected: Outcome, then: Model, act: Callable[[], str]) -> None:
+        """Do what the model did: it has the same outcome, or is refused because nothing can be recorded."""
+        recorded = then.snapshot() != self.model.snapshot()
+        if recorded and self.stopped:
+            expected = StoreUnavailable
+        elif recorded:
+            self.turn.append(then)
+        try:
+            outcome: Outcome = act()
+        except CertToolError as error:
+            outcome = type(error)
+        assert outcome == expected
+
+    @rule(product=PRODUCTS, device_id=DEVICES)
+    def request(self, product: str, device_id: str) -> None:
+        self.now += 1
+        then = copy.deepcopy(self.model)
+        expected = then.request(product, device_id, self.now)
+
+        def act() -> str:
+            allocation = self.opened.service.request(product, device_id, STATION, self.now)
+            name = allocation.certificate.credential.device_name
+            assert allocation.certificate.credential.device_secret == f"secret-{name}"
+            assert allocation.device_id == device_id
+            return name
+
+        self.expect(expected, then, act)
+
+    @rule(product=PRODUCTS)
+    def request_without_an_id(self, product: str) -> None:
+        self.now += 1
+        made_up = f"auto-{self.now}"
+        then = copy.deepcopy(self.model)
+        expected = then.request(product, made_up, self.now)
+
+        def act() -> str:
+            allocation = self.opened.service.request(product, "", STATION, self.now)
+            assert allocation.device_id == made_up
+            return allocation.certificate.credential.device_name
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(certtool, "_made_up_id", lambda product: made_up)
+            self.expect(expected, then, act)
+
+    @rule(product=PRODUCTS, device_id=DEVICES, burned=st.booleans())
+    def report(self, product: str, device_id: str, burned: bool) -> None:
+        self.now += 1
+        then = copy.deepcopy(self.model)
+        expected = then.report(product, device_id, burned, self.now)
+        verb = BURN_SUCCEEDED if burned else BURN_FAILED
+        act = self.opened.service.report
+        self.expect(expected, then, lambda: act(product, device_id, verb, STATION, self.now)[0])
+
+    @rule(product=PRODUCTS, name=NAMES, verb=st.sampled_from([RELEASE, RELEASE, MAKE_VOID]), force=st.booleans())
+    def operate(self, product: str, name: str, verb: int, force: bool) -> None:
+        then = copy.deepcopy(self.model)
+        expected = then.release(product, name, force) if verb == RELEASE else then.void(product, name)
+        act = self.opened.service.operate
+        self.expect(
+            expected, then, lambda: act(verb, name, product, "scrap", "me", force, self.now)[0].partition(" ")[0]
+        )
+
+    @rule(rows=ROWS, skip_bad=st.booleans())
+    def import_rows(self, rows: List[Tuple[str, str, str]], skip_bad: bool) -> None:
+        then = copy.deepcopy(self.model)
+        results = [then.add(*row) for row in rows]
+        new, ok = results.count("new"), skip_bad or "rejected" not in results
+        credentials = [Credential(key, name, f"secret-{name}", device_id=bound) for key, name, bound in rows]
+        how = certtool.ImportOptions(batch=f"batch{self.now}", skip_bad=skip_bad)
+        if new and ok and self.stopped:
+            with pytest.raises(StoreUnavailable):
+                import_files(self.opened.service, upload(credentials), how=how)
+            return
+        report = import_files(self.opened.service, upload(credentials), how=how)
+        assert (report.ok, report.read, report.imported) == (ok, len(rows), new if ok else 0)
+        assert (report.duplicates, report.rejected) == (results.count("duplicate"), results.count("rejected"))
+        if ok:
+            if new:
+                then.batches.append((len(self.model.certificates), how.batch))
+            self.turn = [then if new else self.model]
+
+    @rule(fault=st.sampled_from(["", "", *FAULTS]))
+    def commit(self, fault: str) -> None:
+        self.faults = FAULTS.get(fault, {})
+        if len(self.turn) > 1 and fault:
+            with pytest.raises(StoreUnavailable):
+                self.opened.service.commit()
+            if fault == "half a write, no cut":
+                self.after_restart = self.turn
+            elif fault == "no sync":
+                self.after_restart = self.turn[-1:]
+            self.stopped = "no cut" in fault or fault == "no sync"
+            self.turn = self.turn[:1]
+        else:
+            self.opened.service.commit()
+            self.turn = self.turn[-1:]
+        self.faults = {}
+
+    @rule()
+    def restart(self) -> None:
+        self.opened.store.close()
+        self.opened = open_store(self.folder)
+        found = known(self.opened.state)
+        self.turn = next([model] for model in self.after_restart or self.turn[:1] if model.snapshot() == found)
+        self.stopped, self.after_restart = False, None
+
+    @invariant()
+    def the_state_is_the_models(self) -> None:
+        assert known(self.opened.state) == self.model.snapshot()
+        for product in self.opened.state.products.values():
+            assert product.total == len(product.names)
+
+    @invariant()
+    def what_a_restart_would_find_is_what_was_committed(self) -> None:
+        if not self.stopped:
+            assert known(read_store(self.folder).state) == self.turn[0].snapshot()
+
+
+def known(state: State) -> Dict[str, Any]:
+    """The state's snapshot, but for the sources, which are no matter of the model."""
+    found = snapshot(state)
+    del found["sources"]
+    return found
+
+
+Line.TestCase.settings = settings(max_examples=50, stateful_step_count=40)
+TestALineAtWork = Line.TestCase
