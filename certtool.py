@@ -1015,7 +1015,6 @@ def _sniff_separator(header: str) -> Tuple[str, List[str]]:
 
 FORMAT_VERSION = 1
 JOURNAL_HEADER = b"Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,Digest\n"
-JOURNAL_WIDTH = 9
 DIGEST_LENGTH = 16
 
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
@@ -2282,15 +2281,17 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 # ======================================================================================================================
 # 11. HTTP server
 # ======================================================================================================================
-# One thread, one loop. A turn: read every ready connection; run every whole request; commit once; send the replies; a
-# slice of a job such as an import, if one is under way. No reply of the service leaves before the commit of its turn: that is the
-# order of the turn, not a rule to remember. A half-sent request costs a buffer and has a deadline.
+# One thread, one loop. A turn: read every ready connection; run every whole request; look again for a moment, since
+# what came meanwhile can share the commit; commit once; send the replies; a slice of a job such as an import, if one is
+# under way. No reply of the service leaves before the commit of its turn: that is the order of the turn, not a rule to
+# remember. A half-sent request costs a buffer and has a deadline.
 #
 # The LAN sees only the protocol. Management is POST /certtool/..., from a loopback peer, to a loopback Host, with the
 # token that `serve` leaves in the store's lock file, or with what the site (the management page) gave to a browser.
 
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
+GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
 MANAGEMENT = "/certtool/"
 LOOPBACK_HOSTS = re.compile(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 RESULTS = {  # of an event's kind, for the console
@@ -2453,7 +2454,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if head.method not in ("POST", "GET"):
             raise BadRequest("Only POST carries a request.", 501)
         managing = head.path.startswith(MANAGEMENT) or (head.method == "GET" and is_loopback(self.station))
-        if not managing and not self.server.allows(self.station):
+        if self.server.networks and not managing and not self.server.allows(self.station):
             raise Forbidden("This station is not allowed here: see serve --allow.")
         if head.method == "POST":
             self.do_POST()
@@ -2501,7 +2502,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if not self.keep_alive:
             self.closing = True
         data = format_reply(http_status, body, self.keep_alive, content_type or "application/json", more)
-        self._queue(data, recorded, self.keep_alive)
+        self.due += 1
+        self.server.replies.append((self, data, recorded, self.keep_alive))
 
     def _queue(self, data: bytes, recorded: bool, keep_alive: bool) -> None:
         self.due += 1
@@ -2546,6 +2548,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             if sent < len(data):
                 self.unsent = data[sent:]
                 self.deadline = self.server.now + REPLY_SECONDS
+            elif not last and self.events == READ and not (self.more or self.held or self.waiting):
+                return  # as most often: the next request may come
         self.settle()
 
     def flush(self) -> None:
@@ -2586,7 +2590,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.flush()
         if events & READ and self.open:
             self.feed()
-            if self.open and not self.due:  # else the reply's sending sees to it
+            if self.open:
                 self.watch()
 
     def expire(self) -> None:
@@ -2675,7 +2679,7 @@ class CertServer(http.server.HTTPServer):
         self.again: List[CertRequestHandler] = []
         self.site = Site()
         self.jobs: Deque[Job] = deque()
-        self._networks = [ipaddress.ip_network(network) for network in allow]
+        self.networks = [ipaddress.ip_network(network) for network in allow]
         self._allowed: Dict[str, bool] = {}
         self._selector = selectors.DefaultSelector()
         self._listeners: List[socket.socket] = []
@@ -2740,8 +2744,11 @@ class CertServer(http.server.HTTPServer):
             handler.run()
             if handler.open and not handler.closing:
                 handler.watch()
-        for key, events in ready:
-            key.data(events)
+        while ready:
+            for key, events in ready:
+                key.data(events)
+            gathering = time.monotonic() < self.now + GATHER_SECONDS
+            ready = self._selector.select(0) if gathering else []
         self._finish_turn()
         if self.jobs:
             self._work()
@@ -2831,15 +2838,13 @@ class CertServer(http.server.HTTPServer):
             job.steps.close()
 
     def allows(self, station: str) -> bool:
-        """Say whether --allow lets this station in; without one all are."""
-        if not self._networks:
-            return True
+        """Say whether --allow lets this station in."""
         if station not in self._allowed:
             if len(self._allowed) > MAX_CONNECTIONS:
                 self._allowed.clear()
             address = ipaddress.ip_address(station.partition("%")[0])
             mapped = getattr(address, "ipv4_mapped", None) or address
-            self._allowed[station] = any(mapped in network for network in self._networks)
+            self._allowed[station] = any(mapped in network for network in self.networks)
         return self._allowed[station]
 
     def unexpected(self, error: Exception) -> None:

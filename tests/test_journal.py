@@ -169,6 +169,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Small:
         lambda: service.report("a1Key", "DD", BURN_FAILED, STATION, 1_800_000_000_004),
         lambda: service.operate(RELEASE, "lamp-0001", "a1Key", 'a "scrap", =1', "grüße", True, 1_800_000_000_005),
         lambda: service.operate(MAKE_VOID, "lamp-0003", "a1Key", "lost", "me", False, 1_800_000_000_006),
+        lambda: service.reveal("lamp-0002", "a1Key", "me", 1_800_000_000_007),
     ]
     states = {}
     for step in steps:
