@@ -376,20 +376,20 @@ NOT_AN_EVENT = "is not an event"
 NEWER = "was written by a newer certtool: use that one."
 UNKNOWN = "names a certificate that no import holds"
 WRONG_EVENTS = {
-    f"10,{NOW},split,,,,,": NEWER,
-    f"10,{NOW},split,,,,,{{}}": NEWER,
-    f"11,{NOW},allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    f"11,{NOW},split,,,,,": NEWER,
+    f"11,{NOW},split,,,,,{{}}": NEWER,
+    f"12,{NOW},allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
     f"x,{NOW},allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
-    "10,2026-11-24,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
-    "10,yesterday,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
-    f"10,{NOW},allocate,a1Key,lamp-0001,AA,x": NOT_AN_EVENT,
-    f"10,{NOW},allocate,a1Key,lamp-0001,AA,x,,": NOT_AN_EVENT,
-    f'10,{NOW},allocate,a1Key,lamp-0001,"AA,x,': NOT_AN_EVENT,
-    f"10,{NOW},allocate,a1Key,lamp-0001,AA,x,nonsense": NOT_AN_EVENT,
-    f'10,{NOW},store,,,,,"{{""version"":1}}"': NOT_AN_EVENT,
-    f"10,{NOW},written,a1Key,nobody00,AA,x,": UNKNOWN,
-    f"10,{NOW},written,c3Key,lamp-0001,AA,x,": UNKNOWN,
-    f"10,{NOW},import,,,,,": "the import at .* lacks its details",
+    "11,2026-11-24,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    "11,yesterday,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    f"11,{NOW},allocate,a1Key,lamp-0001,AA,x": NOT_AN_EVENT,
+    f"11,{NOW},allocate,a1Key,lamp-0001,AA,x,,": NOT_AN_EVENT,
+    f'11,{NOW},allocate,a1Key,lamp-0001,"AA,x,': NOT_AN_EVENT,
+    f"11,{NOW},allocate,a1Key,lamp-0001,AA,x,nonsense": NOT_AN_EVENT,
+    f'11,{NOW},store,,,,,"{{""version"":1}}"': NOT_AN_EVENT,
+    f"11,{NOW},written,a1Key,nobody00,AA,x,": UNKNOWN,
+    f"11,{NOW},written,c3Key,lamp-0001,AA,x,": UNKNOWN,
+    f"11,{NOW},import,,,,,": "the import at .* lacks its details",
 }
 
 
@@ -399,7 +399,7 @@ def test_a_line_that_is_sealed_but_makes_no_sense_is_refused_by_its_number(body:
     with pytest.raises(StoreError, match=rf"^journal\.csv.*({WRONG_EVENTS[body]})"):
         read_store(small.folder)
     if "lacks its details" not in WRONG_EVENTS[body]:
-        with pytest.raises(StoreError, match="line 11 "):
+        with pytest.raises(StoreError, match="line 12 "):
             read_store(small.folder)
 
 
@@ -413,7 +413,7 @@ ODD_DETAILS = [
 
 @pytest.mark.parametrize("event", ODD_DETAILS)
 def test_a_detail_of_another_shape_is_refused_and_no_traceback(event: str, small: Small) -> None:
-    small.path.write_bytes(sealed(small, f"10,{NOW},{event}"))
+    small.path.write_bytes(sealed(small, f"11,{NOW},{event}"))
     with pytest.raises(StoreError, match=r"^journal\.csv"):
         read_store(small.folder)
 
