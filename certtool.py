@@ -3065,7 +3065,7 @@ h2 { font-size: 15px; margin: 0 0 12px; }
 .bar i { min-width: 3px; }
 .counts { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 0; padding: 0; list-style: none; font-size: 13px;
   color: var(--soft); }
-.counts b { color: var(--text); font-variant-numeric: tabular-nums; margin-left: 4px; }
+.counts b { color: var(--text); font-variant-numeric: tabular-nums; }
 .counts i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 5px; }
 .c0 { background: var(--s0); } .c1 { background: var(--s1); } .c2 { background: var(--s2); } .c3 { background: var(--s3); }
 .c4 { background: var(--s4); }
@@ -3141,6 +3141,7 @@ dialog h2 { font-size: 19px; overflow-wrap: anywhere; }
   .fields, .filters { grid-template-columns: 1fr 1fr; }
   .wide { display: none; }
   th, td { padding-right: 8px; }
+  th { white-space: normal; }
 }
 @media print {
   :root, :root[data-theme="dark"] { --back: #fff; --card: #fff; --text: #000; --soft: #333; --line: #999; }
@@ -3379,7 +3380,7 @@ function redraw(id, data, draw) {  // only where something changed: a selected t
 }
 function table(heads, rows, numbers = []) {
   const wide = (place) => (rows[0] && rows[0][place].className || "").includes("wide");
-  const side = (place) => (numbers.includes(place) ? "number" : wide(place) ? "wide" : "");
+  const side = (place) => [numbers.includes(place) && "number", wide(place) && "wide"].filter(Boolean).join(" ");
   return h("table", {}, h("thead", {}, h("tr", {}, ...heads.map((head, place) => h("th", { class: side(place), scope: "col" }, head)))),
     h("tbody", {}, ...rows.map((cells) => h("tr", {}, ...cells.map((cell, place) =>
       cell instanceof Element && cell.tagName === "TD" ? cell : h("td", { class: side(place) }, cell))))));
@@ -3442,7 +3443,7 @@ function drawTiles(shift) {
 }
 function counts(values) {
   return h("ul", { class: "counts" }, ...STATUSES.map((name, place) =>
-    h("li", {}, h("i", { class: "c" + place }), t(name), h("b", {}, number(values[place])))));
+    h("li", {}, h("i", { class: "c" + place }), t(name) + " ", h("b", {}, number(values[place])))));
 }
 function bar(values) {
   const label = STATUSES.map((name, place) => `${t(name)} ${number(values[place])}`).join(", ");
@@ -3483,7 +3484,8 @@ function drawChart(hours) {
 function drawStations(stations) {
   if (!stations.length) return [h("p", { class: "note" }, t("noStations"))];
   return [table(["station", "last", "Allocated", "Written", "Failed", "refusals"].map((key) => t(key)),
-    stations.map(([name, seen, ...values]) => [cell("mono", name), cell("time", clock(seen)), ...values.map(number)]), [2, 3, 4, 5])];
+    stations.map(([name, seen, taken, ...values]) => [cell("mono", name), cell("time", clock(seen)),
+      cell("number wide", number(taken)), ...values.map(number)]), [2, 3, 4, 5])];
 }
 function result(text) {
   return text.startsWith("refused: ") ? t("refused", text.slice(9)) : Object.hasOwn(TEXT, text) ? t(text) : say(text);
