@@ -2616,15 +2616,15 @@ class Site:
 
     who = ""  # the operator of whoever passes `check`
 
-    def check(self, head: Head) -> None:
+    def check(self, head: Head) -> None:  # noqa: ARG002
         """Raise Forbidden unless this request, which has no token of ours, comes from our own page."""
         raise Forbidden("The token is wrong: it is in the store's lock file.")
 
-    def get(self, handler: CertRequestHandler) -> None:
+    def get(self, handler: CertRequestHandler) -> None:  # noqa: ARG002
         """Answer a GET."""
         raise BadRequest("certtool gives certificates to devices: POST a request as JSON.", 501)
 
-    def post(self, handler: CertRequestHandler, operation: str) -> None:
+    def post(self, handler: CertRequestHandler, operation: str) -> None:  # noqa: ARG002
         """Answer a POST to management that only the page makes. The peer has been checked."""
         raise BadRequest("There is no such management request.")
 
@@ -3001,7 +3001,7 @@ def _why_not_bound(host: str, port: int, error: Exception) -> str:
 # ======================================================================================================================
 # One page with three views, for browsers on this PC. Its source (HTML, CSS, JavaScript) comes first, then who may ask,
 # then what it asks for. The page itself holds no data: everything is asked for with POST /certtool/..., and needs the
-# cookie that the link of `serve` is exchanged for, and our own Origin. Only the CSV is a GET, so that a browser saves it.
+# cookie that the link of `serve` is exchanged for, and our own Origin. Only the CSV is a GET: a browser saves it.
 #
 # What costs time is a job in slices; what every open page asks for each second is built once for all of them.
 
@@ -3016,8 +3016,7 @@ PAGE_STYLE = r"""
   --on-accent: #0c1520; --good: #6cd794; --bad: #ff9d96; --bad-back: #401a1a; --warn: #ffce73; --warn-back: #3c2c0b;
   --s0: #4f6077; --s1: #6ea3ff; --s2: #43b874; --s3: #f26a61; --s4: #8a96a3; color-scheme: dark;
 }
-* { box-sizing: border-box; }
-[hidden] { display: none !important; }
+* { box-sizing: border-box; } [hidden] { display: none !important; }
 body { margin: 0; background: var(--back); color: var(--text); font: 15px/1.45 "Segoe UI", system-ui, -apple-system,
   "Microsoft YaHei", "PingFang SC", "Noto Sans CJK SC", "Noto Sans SC", sans-serif; }
 header, main { max-width: 1360px; margin: 0 auto; padding: 0 20px; }
@@ -3033,8 +3032,7 @@ nav a[aria-current] { color: var(--accent); border-bottom-color: var(--accent); 
 #live { color: var(--good); font-weight: 600; white-space: nowrap; }
 #live::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 7px;
   background: currentColor; }
-#live.gone { color: var(--bad); }
-main { padding-top: 18px; padding-bottom: 40px; }
+#live.gone { color: var(--bad); } main { padding-top: 18px; padding-bottom: 40px; }
 h1 { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }
 h2 { font-size: 15px; margin: 0 0 12px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; min-width: 0; }
@@ -3043,15 +3041,14 @@ h2 { font-size: 15px; margin: 0 0 12px; }
 .tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); margin-bottom: 16px; }
 .tile { padding: 12px 18px 14px; }
 .tile p, .label { margin: 0; color: var(--soft); font-size: 13px; font-weight: 600; }
-.big { font-size: 34px; line-height: 1.15; font-weight: 650; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
+.big { font-size: 34px; line-height: 1.15; font-weight: 650; letter-spacing: -.02em;
+  font-variant-numeric: tabular-nums; }
 .big small { font-size: 17px; font-weight: 600; letter-spacing: 0; color: var(--soft); }
-#banners { border-radius: 10px; overflow: hidden; margin: 0 0 16px; }
-#banners:empty { display: none; }
+#banners { border-radius: 10px; overflow: hidden; margin: 0 0 16px; } #banners:empty { display: none; }
 .banner { padding: 10px 18px; margin: 0; font-weight: 600; font-size: 17px; background: var(--bad-back);
   color: var(--bad); border-left: 8px solid currentColor; overflow-wrap: anywhere; }
 .banner.warn { background: var(--warn-back); color: var(--warn); }
-.note { color: var(--soft); margin: 8px 0 0; }
-.fail { color: var(--bad); font-weight: 600; }
+.note { color: var(--soft); margin: 8px 0 0; } .fail { color: var(--bad); font-weight: 600; }
 .done { color: var(--good); font-weight: 600; }
 .row { display: flex; gap: 12px; align-items: baseline; justify-content: space-between; flex-wrap: wrap; }
 .key, td.mono, dd, .mono { font-family: Consolas, "SF Mono", "Liberation Mono", monospace; overflow-wrap: anywhere; }
@@ -3059,40 +3056,39 @@ h2 { font-size: 15px; margin: 0 0 12px; }
 .product + .product { border-top: 1px solid var(--line); margin-top: 18px; padding-top: 16px; }
 .left { font-size: 26px; font-weight: 650; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
 .left small { font-size: 14px; color: var(--soft); font-weight: 600; letter-spacing: 0; }
-.low .left { color: var(--bad); }
-.batch { margin-top: 12px; }
-.bar { display: flex; height: 16px; border-radius: 5px; overflow: hidden; background: var(--line); margin: 5px 0 6px; gap: 1px; }
+.low .left { color: var(--bad); } .batch { margin-top: 12px; }
+.bar { display: flex; height: 16px; border-radius: 5px; overflow: hidden; background: var(--line);
+  margin: 5px 0 6px; gap: 1px; }
 .bar i { min-width: 3px; }
 .counts { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 0; padding: 0; list-style: none; font-size: 13px;
   color: var(--soft); }
 .counts b { color: var(--text); font-variant-numeric: tabular-nums; }
 .counts i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 5px; }
-.c0 { background: var(--s0); } .c1 { background: var(--s1); } .c2 { background: var(--s2); } .c3 { background: var(--s3); }
-.c4 { background: var(--s4); }
-svg { display: block; width: 100%; height: auto; }
+.c0 { background: var(--s0); } .c1 { background: var(--s1); } .c2 { background: var(--s2); }
+.c3 { background: var(--s3); } .c4 { background: var(--s4); } svg { display: block; width: 100%; height: auto; }
 svg text { font-size: 11px; fill: var(--soft); text-anchor: middle; font-variant-numeric: tabular-nums; }
 svg .value { fill: var(--text); font-weight: 600; }
 svg .f2 { fill: var(--s2); } svg .f3 { fill: var(--s3); } svg .base { stroke: var(--line); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-size: 13px; font-weight: 600; white-space: nowrap; }
-td { overflow-wrap: anywhere; }
-td.time { white-space: nowrap; }
+td { overflow-wrap: anywhere; } td.time { white-space: nowrap; } td.word { overflow-wrap: normal; }
 td.mono { font-size: 14px; }
 .number { text-align: right; padding-right: 0; padding-left: 10px; white-space: nowrap; }
-tr:last-child td { border-bottom: 0; }
-.status { white-space: nowrap; font-weight: 600; }
+tr:last-child td { border-bottom: 0; } .status { white-space: nowrap; font-weight: 600; }
 .status i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
 button, .button, input, select { font: inherit; color: inherit; min-height: 38px; border-radius: 7px; }
 button, .button { border: 1px solid var(--line); background: var(--card); padding: 6px 14px; font-weight: 600;
-  cursor: pointer; display: inline-flex; align-items: center; text-decoration: none; color: var(--text); }
+  cursor: pointer; display: inline-flex; align-items: center; text-decoration: none; color: var(--text);
+  white-space: nowrap; }
 button:hover:not(:disabled), .button:hover { border-color: var(--accent); color: var(--accent); }
 button.main { background: var(--accent); color: var(--on-accent); border-color: var(--accent); }
 button.main:hover:not(:disabled) { color: var(--on-accent); filter: brightness(1.1); }
 button.danger { color: var(--bad); }
 button:disabled { background: var(--back); color: var(--soft); border-color: var(--line); cursor: not-allowed; }
 button.link { border: 0; background: none; padding: 0; min-height: 24px; color: var(--accent); text-align: left;
-  font-family: inherit; font-weight: 600; text-decoration: underline; text-underline-offset: 2px; overflow-wrap: anywhere; }
+  font-family: inherit; font-weight: 600; text-decoration: underline; text-underline-offset: 2px;
+  overflow-wrap: anywhere; white-space: normal; }
 input, select { border: 1px solid var(--soft); background: var(--card); padding: 6px 10px; width: 100%; }
 input[type="checkbox"] { width: 20px; min-height: 20px; margin: 0 8px 0 0; vertical-align: -4px; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
@@ -3107,49 +3103,35 @@ label.field span { display: block; margin-bottom: 4px; }
 .drop small { display: block; color: var(--soft); font-weight: 400; margin-top: 4px; }
 .drop input { position: absolute; opacity: 0; width: 1px; height: 1px; min-height: 0; pointer-events: none; }
 .actions { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; margin-top: 16px; }
-.facts4 { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 12px; }
-.facts4 .big { font-size: 26px; }
+.facts4 { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 12px; } .facts4 .big { font-size: 26px; }
 progress { width: 100%; height: 14px; accent-color: var(--accent); margin-top: 12px; }
-.search { display: flex; gap: 10px; }
-.search input { font-size: 19px; min-height: 48px; padding: 6px 14px; }
+.search { display: flex; gap: 10px; } .search input { font-size: 19px; min-height: 48px; padding: 6px 14px; }
 .filters { grid-template-columns: repeat(3, minmax(0, 1fr)) auto; align-items: end; gap: 12px; margin: 16px 0; }
 .space { margin-top: 16px; }
 dl { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 12px 18px; margin: 12px 0 0; }
-dt { color: var(--soft); font-size: 13px; font-weight: 600; }
-dd { margin: 1px 0 0; min-height: 22px; }
+dt { color: var(--soft); font-size: 13px; font-weight: 600; } dd { margin: 1px 0 0; min-height: 22px; }
 dialog { border: 1px solid var(--line); border-radius: 12px; background: var(--card); color: var(--text); padding: 22px;
   width: min(480px, calc(100vw - 32px)); }
-dialog::backdrop { background: rgb(0 0 0 / 55%); }
-dialog h2 { font-size: 19px; overflow-wrap: anywhere; }
+dialog::backdrop { background: rgb(0 0 0 / 55%); } dialog h2 { font-size: 19px; overflow-wrap: anywhere; }
 .stale { opacity: .55; }
 @media (max-width: 900px) {
-  .columns { grid-template-columns: minmax(0, 1fr); }
-  .tiles, .facts4 { grid-template-columns: 1fr 1fr; }
+  .columns { grid-template-columns: minmax(0, 1fr); } .tiles, .facts4 { grid-template-columns: 1fr 1fr; }
   dl { grid-template-columns: 1fr 1fr; }
 }
 @media (max-width: 620px) {
-  header, main { padding-left: 12px; padding-right: 12px; }
-  header { gap: 0 12px; padding-top: 8px; }
-  .brand { flex: 1; }
-  nav { order: 3; flex-basis: 100%; gap: 0; }
-  nav a { flex: 1; justify-content: center; padding: 0 4px; }
-  .tools button { padding: 4px 10px; }
-  .grid { gap: 12px; }
-  .tile { padding: 10px 14px 12px; }
-  .card { padding: 14px; }
-  .big { font-size: 27px; }
-  .fields, .filters { grid-template-columns: 1fr 1fr; }
-  .wide { display: none; }
-  th, td { padding-right: 8px; }
-  th { white-space: normal; }
+  header, main { padding-left: 12px; padding-right: 12px; } header { gap: 0 12px; padding-top: 8px; }
+  .brand { flex: 1; } nav { order: 3; flex-basis: 100%; gap: 0; }
+  nav a { flex: 1; justify-content: center; padding: 0 4px; } .tools button { padding: 4px 10px; }
+  .grid { gap: 12px; } .tile { padding: 10px 14px 12px; } .card { padding: 14px; } .big { font-size: 27px; }
+  .fields, .filters { grid-template-columns: 1fr 1fr; } .wide { display: none; } th, td { padding-right: 8px; }
+  th { white-space: normal; } svg text { font-size: 17px; }
 }
 @media print {
-  :root, :root[data-theme="dark"] { --back: #fff; --card: #fff; --text: #000; --soft: #333; --line: #999; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  .top { position: static; }
-  nav a:not([aria-current]), .tools, .actions, .search, .filters, .screen, button:not(.link) { display: none !important; }
-  .card, tr { break-inside: avoid; }
-  button.link { color: #000; text-decoration: none; }
+  :root, :root[data-theme="dark"] { --back: #fff; --card: #fff; --text: #000; --soft: #333; --line: #999;
+    --accent: #000; --warn: #000; --warn-back: #fff; --bad: #900; --bad-back: #fff; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } .top { position: static; }
+  nav a:not([aria-current]), .tools, .actions, .search, .filters, button:not(.link) { display: none !important; }
+  .card, tr { break-inside: avoid; } button.link { color: #000; text-decoration: none; }
   body { font-size: 12px; }
 }
 """
@@ -3204,7 +3186,7 @@ PAGE_BODY = r"""
   <section id="query" hidden>
     <h1 data-text="query"></h1>
     <form class="search" id="search">
-      <input id="text" data-label="searchHint" data-hint="searchHint" autocomplete="off" spellcheck="false" maxlength="64">
+      <input id="text" data-label="searchHint" data-hint="searchHint" autocomplete="off" maxlength="64">
       <button class="main" data-text="find"></button>
     </form>
     <p class="fail" id="missed" role="alert" hidden></p>
@@ -3216,7 +3198,7 @@ PAGE_BODY = r"""
       <a class="button" id="download" data-text="download" download></a>
     </div>
     <div class="card"><div id="rows"></div>
-      <div class="actions row"><span id="place" class="label" role="status"></span><span class="actions screen">
+      <div class="actions row"><span id="place" class="label" role="status"></span><span class="actions">
         <button id="first" data-text="first"></button><button id="previous" data-text="previous"></button>
         <button id="next" data-text="next"></button></span></div>
     </div>
@@ -3224,7 +3206,8 @@ PAGE_BODY = r"""
 </main>
 <dialog id="dialog" aria-labelledby="dialogTitle"><form id="dialogForm" method="dialog">
   <h2 id="dialogTitle"></h2><p id="dialogText"></p>
-  <label class="field"><span data-text="reason"></span><input id="reason" required maxlength="200" autocomplete="off"></label>
+  <label class="field"><span data-text="reason"></span>
+    <input id="reason" required maxlength="200" autocomplete="off"></label>
   <p id="forceLine"><label><input type="checkbox" id="force"><span data-text="force"></span></label></p>
   <p class="fail" id="dialogFail" role="alert"></p>
   <div class="actions"><button class="main" id="confirm"></button>
@@ -3237,14 +3220,14 @@ PAGE_SCRIPT = r"""
 "use strict";
 // Every text of the page: English, Chinese.
 const TEXT = {
-  language: ["中文", "English"], title: ["certtool", "certtool"], views: ["Views", "页面"], theme: ["Light / dark", "明暗"],
-  line: ["Line", "产线"], add: ["Add Device", "添加设备"], query: ["Device Query", "设备查询"],
-  live: ["Live", "实时"], gone: ["No server", "服务器无响应"], stock: ["Stock", "库存"],
-  Unallocated: ["Unallocated", "未分配"], Allocated: ["Allocated", "已分配"], Written: ["Written", "已烧录"],
-  Failed: ["Failed", "烧录失败"], Void: ["Void", "已作废"], product: ["Product", "产品"], batch: ["Batch", "批次"],
-  status: ["Status", "状态"], all: ["All", "全部"], hours: ["Certificates burned, by the hour", "每小时烧录数"],
-  stations: ["Stations", "工位"], station: ["Station", "工位"], last: ["Last contact", "最近联系"],
-  refusals: ["Refused", "被拒绝"], events: ["Latest events", "最新事件"], time: ["Time", "时间"], event: ["Event", "事件"],
+  language: ["中文", "English"], views: ["Views", "页面"], theme: ["Light / dark", "明暗"], line: ["Line", "产线"],
+  add: ["Add Device", "添加设备"], query: ["Device Query", "设备查询"], live: ["Live", "实时"],
+  gone: ["No server", "服务器无响应"], stock: ["Stock", "库存"], Unallocated: ["Unallocated", "未分配"],
+  Allocated: ["Allocated", "已分配"], Written: ["Written", "已烧录"], Failed: ["Failed", "烧录失败"],
+  Void: ["Void", "已作废"], product: ["Product", "产品"], batch: ["Batch", "批次"], status: ["Status", "状态"],
+  all: ["All", "全部"], hours: ["Certificates burned, by the hour", "每小时烧录数"], stations: ["Stations", "工位"],
+  station: ["Station", "工位"], last: ["Last contact", "最近联系"], refusals: ["Refused", "被拒绝"],
+  events: ["Latest events", "最新事件"], time: ["Time", "时间"], event: ["Event", "事件"],
   noStock: ["There is no certificate yet. Add an identity file.", "还没有证书。请先添加设备身份文件。"],
   noStations: ["No station has asked for anything in the last 12 hours.", "最近 12 小时没有工位发出请求。"],
   noEvents: ["Nothing has happened yet.", "还没有事件。"],
@@ -3256,11 +3239,11 @@ const TEXT = {
   noneLeft: ["STOCK IS EMPTY: no certificate of product {0} is left. The line stands still until you add more.",
     "库存用完：产品 {0} 已没有证书。添加之前产线无法继续。"],
   finished: ["{0} batches with nothing left are not shown here.", "另有 {0} 个已用完的批次未在此显示。"],
-  goneSince: ["The server has not answered since {0}: look at its window, and start it again. What you see here is old.",
+  goneSince: ["The server has not answered since {0}: see its window, and start it again. This is old.",
     "服务器自 {0} 起没有响应：请查看其窗口并重新启动。此处显示的是旧数据。"],
   closed: ["This page is locked. Open it with the link that “certtool.py serve” printed when it started.",
-    "此页面已锁定。请用 “certtool.py serve” 启动时显示的链接打开。"],
-  minutes: ["{0} min", "{0} 分钟"], hoursMinutes: ["{0} h {1} min", "{0} 小时 {1} 分钟"], days: ["{0} days", "{0} 天"],
+    "此页面已锁定。请用 “certtool.py serve” 启动时显示的链接打开。"], minutes: ["{0} min", "{0} 分钟"],
+  hoursMinutes: ["{0} h {1} min", "{0} 小时 {1} 分钟"], days: ["{0} days", "{0} 天"],
   choose: ["Choose the identity file, or drop it here", "选择设备身份文件，或拖放到此处"],
   dropHint: ["CSV from the cloud console. Nothing is added before you have seen what is in it.",
     "从云控制台下载的 CSV。先显示内容，确认后才会添加。"],
@@ -3271,30 +3254,32 @@ const TEXT = {
   preview: ["Preview: nothing is added yet", "预览：尚未添加"], read: ["Rows read", "读取行数"],
   would: ["New", "新证书"], imported: ["Added", "已添加"], duplicates: ["In the store already", "库中已有"],
   rejected: ["Bad rows", "错误行"], row: ["Line", "行号"], problem: ["What is wrong", "问题"],
-  importAll: ["Add {0} certificates", "添加 {0} 个证书"], importGood: ["Add only the {0} good rows", "只添加 {0} 个正确的行"],
+  importAll: ["Add {0} certificates", "添加 {0} 个证书"],
+  importGood: ["Add only the {0} good rows", "只添加 {0} 个正确的行"],
   mend: ["Mend these rows in the file and choose it again: with a bad row nothing is added.",
     "请在文件中改正这些行后重新选择：只要有错误行，就不会添加。"],
   nothingNew: ["There is nothing new in this file.", "此文件中没有新证书。"],
   ignored: ["Columns not used: {0}", "未使用的列：{0}"], more: ["Show more ({0} left)", "显示更多（还有 {0} 行）"],
   importing: ["Adding: {0} rows …", "正在添加：{0} 行……"], done: ["The certificates are added", "证书已添加"],
-  batches: ["Batch", "批次"], file: ["File", "文件"],
-  chooseFirst: ["Choose a file first.", "请先选择文件。"],
+  file: ["File", "文件"], chooseFirst: ["Choose a file first.", "请先选择文件。"],
   changed: ["The file cannot be read any more: choose it again.", "无法再读取该文件：请重新选择。"],
   searchHint: ["DeviceName or DeviceID: scan or type", "DeviceName 或 DeviceID：扫码或输入"], find: ["Query", "查询"],
-  nothing: ["There is no certificate with the DeviceName or DeviceID “{0}”.", "没有 DeviceName 或 DeviceID 为“{0}”的证书。"],
-  download: ["Download as CSV", "下载 CSV"], first: ["First", "首页"], previous: ["Previous", "上一页"],
-  next: ["Next", "下一页"], place: ["{0}–{1} of {2}", "第 {0}–{1} 条，共 {2} 条"], noRows: ["No certificate matches.", "没有符合的证书。"],
-  details: ["Certificate", "证书详情"], history: ["History", "历史记录"], who: ["Who, why", "操作人与原因"],
-  show: ["Show secrets (this is recorded)", "显示密钥（将被记录）"], hide: ["Hide secrets", "隐藏密钥"], close: ["Close", "关闭"],
-  release: ["Release", "释放"], void: ["Void", "作废"], cancel: ["Cancel", "取消"], reason: ["Reason", "原因"],
-  releaseTitle: ["Release {0}?", "释放 {0}？"], voidTitle: ["Void {0}?", "作废 {0}？"],
+  nothing: ["There is no certificate with the DeviceName or DeviceID “{0}”.",
+    "没有 DeviceName 或 DeviceID 为“{0}”的证书。"], download: ["Download as CSV", "下载 CSV"], first: ["First", "首页"],
+  previous: ["Previous", "上一页"], next: ["Next", "下一页"], place: ["{0}–{1} of {2}", "第 {0}–{1} 条，共 {2} 条"],
+  noRows: ["No certificate matches.", "没有符合的证书。"], details: ["Certificate", "证书详情"],
+  history: ["History", "历史记录"], who: ["Who, why", "操作人与原因"],
+  show: ["Show secrets (this is recorded)", "显示密钥（将被记录）"], hide: ["Hide secrets", "隐藏密钥"],
+  close: ["Close", "关闭"], release: ["Release", "释放"], void: ["Void", "作废"], cancel: ["Cancel", "取消"],
+  reason: ["Reason", "原因"], releaseTitle: ["Release {0}?", "释放 {0}？"], voidTitle: ["Void {0}?", "作废 {0}？"],
   releaseText: ["It goes back to the stock and another device will get it. Only where no device has it any more.",
     "它将回到库存并分配给其他设备。仅当没有设备再使用它时才可释放。"],
   voidText: ["It is taken out of use for ever. This cannot be undone.", "它将永久停用，无法撤销。"],
   force: ["It is Written: the device that has it is scrap.", "它已烧录：持有它的设备已报废。"],
-  import: ["imported", "导入"], allocate: ["allocated", "分配"], rerequest: ["asked again, is Written", "再次请求（已烧录）"],
-  written: ["burn succeeded", "烧录成功"], failed: ["burn failed", "烧录失败"], reveal: ["secrets shown", "查看密钥"],
-  allocated: ["allocated", "已分配"], "same again": ["same again", "与之前相同"], released: ["released", "已释放"],
+  import: ["imported", "导入"], allocate: ["allocated", "分配"],
+  rerequest: ["asked again, is Written", "再次请求（已烧录）"], written: ["burn succeeded", "烧录成功"],
+  failed: ["burn failed", "烧录失败"], reveal: ["secrets shown", "查看密钥"], allocated: ["allocated", "已分配"],
+  "same again": ["same again", "与之前相同"], released: ["released", "已释放"],
   "same again, is Written": ["same again, is Written", "与之前相同，已烧录"], voided: ["voided", "已作废"],
   refused: ["refused: {0}", "被拒绝：{0}"],
 };
@@ -3347,7 +3332,8 @@ function t(key, ...values) {
 function say(sentence) {  // one of the server's
   if (!zh()) return sentence;
   for (const [pattern, text] of SENTENCES)
-    if (pattern.test(sentence)) return sentence.replace(pattern, text).replace(/\{(\w+)\}/g, (all, name) => (STATUSES.includes(name) ? t(name) : all));
+    if (pattern.test(sentence))
+      return sentence.replace(pattern, text).replace(/\{(\w+)\}/g, (all, it) => (STATUSES.includes(it) ? t(it) : all));
   return sentence;
 }
 function h(tag, properties, ...children) {  // text only ever becomes a text node
@@ -3365,14 +3351,15 @@ const number = (value) => new Intl.NumberFormat(zh() ? "zh-CN" : "en-US").format
 const two = (value) => String(value).padStart(2, "0");
 function clock(ms) {
   const date = new Date(ms), time = [date.getHours(), date.getMinutes(), date.getSeconds()].map(two).join(":");
-  return date.toDateString() === new Date().toDateString() ? time : `${two(date.getMonth() + 1)}-${two(date.getDate())} ${time}`;
+  if (date.toDateString() === new Date().toDateString()) return time;
+  return `${two(date.getMonth() + 1)}-${two(date.getDate())} ${time}`;
 }
 const moment = (iso) => iso.slice(0, 19).replace("T", " ");
 function duration(hours) {
   if (hours === null) return "—";
   if (hours >= 48) return t("days", number(Math.floor(hours / 24)));
   const minutes = Math.floor(hours * 60);
-  return minutes < 60 ? t("minutes", minutes) : t("hoursMinutes", Math.floor(minutes / 60), minutes % 60);
+  return minutes < 60 ? t("minutes", minutes || "< 1") : t("hoursMinutes", Math.floor(minutes / 60), minutes % 60);
 }
 function redraw(id, data, draw) {  // only where something changed: a selected text stays selected
   const key = JSON.stringify([zh(), data]);
@@ -3381,11 +3368,15 @@ function redraw(id, data, draw) {  // only where something changed: a selected t
 function table(heads, rows, numbers = []) {
   const wide = (place) => (rows[0] && rows[0][place].className || "").includes("wide");
   const side = (place) => [numbers.includes(place) && "number", wide(place) && "wide"].filter(Boolean).join(" ");
-  return h("table", {}, h("thead", {}, h("tr", {}, ...heads.map((head, place) => h("th", { class: side(place), scope: "col" }, head)))),
-    h("tbody", {}, ...rows.map((cells) => h("tr", {}, ...cells.map((cell, place) =>
-      cell instanceof Element && cell.tagName === "TD" ? cell : h("td", { class: side(place) }, cell))))));
+  const top = heads.map((head, place) => h("th", { class: side(place), scope: "col" }, TEXT[head] ? t(head) : head));
+  const one = (each, place) => (each.tagName === "TD" ? each : cell(side(place), each));
+  const line = (cells) => h("tr", {}, ...cells.map(one));
+  return h("table", {}, h("thead", {}, h("tr", {}, ...top)), h("tbody", {}, ...rows.map(line)));
 }
 const cell = (kind, ...children) => h("td", { class: kind }, ...children);
+const note = (text) => h("p", { class: "note" }, text);
+const fail = (text) => h("p", { class: "fail" }, text);
+const button = (properties, text) => h("button", { type: "button", ...properties }, text);
 const badge = (status) => h("span", { class: "status" }, h("i", { class: "c" + STATUSES.indexOf(status) }), t(status));
 
 async function ask(operation, body, type = "application/json") {
@@ -3447,11 +3438,12 @@ function counts(values) {
 }
 function bar(values) {
   const label = STATUSES.map((name, place) => `${t(name)} ${number(values[place])}`).join(", ");
+  const parts = [2, 3, 1, 4, 0].filter((place) => values[place]);
   return h("div", { class: "bar", role: "img", "aria-label": label },
-    ...[2, 3, 1, 4, 0].filter((place) => values[place]).map((place) => h("i", { class: "c" + place, grow: values[place] })));
+    ...parts.map((place) => h("i", { class: "c" + place, grow: values[place] })));
 }
 function drawProducts([products, stocks]) {
-  if (!products.length) return [h("p", { class: "note" }, t("noStock"))];
+  if (!products.length) return [note(t("noStock"))];
   const urgency = (product) => (product.hours_left === null ? Infinity : product.hours_left);
   const ordered = [...products].sort((a, b) => (urgency(a) < urgency(b) ? -1 : 1));  // what runs out first
   return ordered.map((product) => {
@@ -3464,7 +3456,7 @@ function drawProducts([products, stocks]) {
       product.hours_left !== null && h("p", { class: "label" }, t("runsOutIn", duration(product.hours_left))),
       ...list.map((stock) => h("div", { class: "batch" },
         h("div", { class: "mono" }, stock.batch), bar(stock.counts), counts(stock.counts))),
-      own.length > list.length && h("p", { class: "note" }, t("finished", number(own.length - list.length))));
+      own.length > list.length && note(t("finished", number(own.length - list.length))));
   });
 }
 function drawChart(hours) {
@@ -3474,16 +3466,18 @@ function drawChart(hours) {
     parts.push(h("rect", { class: "f2", x: x + 5, y: 160 - good, width: width - 10, height: good }),
       h("rect", { class: "f3", x: x + 5, y: 160 - good - bad, width: width - 10, height: bad }),
       h("text", { x: x + width / 2, y: 176 }, two(date.getHours()) + ":" + two(date.getMinutes())));
-    if (written + failed) parts.push(h("text", { class: "value", x: x + width / 2, y: 154 - good - bad }, number(written)));
+    const value = { class: "value", x: x + width / 2, y: 154 - good - bad };
+    if (written + failed) parts.push(h("text", value, number(written)));
   });
   const label = hours.map((hour) => `${two(new Date(hour.start).getHours())}:00 ${hour.written}`).join(", ");
   return [h("svg", { viewBox: "0 0 600 184", role: "img", "aria-label": `${t("hours")}: ${label}` }, ...parts,
     h("line", { class: "base", x1: 0, x2: 600, y1: 160.5, y2: 160.5 })),
-    h("ul", { class: "counts" }, ...[2, 3].map((place) => h("li", {}, h("i", { class: "c" + place }), t(STATUSES[place]))))];
+    h("ul", { class: "counts" }, ...[2, 3].map((place) =>
+      h("li", {}, h("i", { class: "c" + place }), t(STATUSES[place]))))];
 }
 function drawStations(stations) {
-  if (!stations.length) return [h("p", { class: "note" }, t("noStations"))];
-  return [table(["station", "last", "Allocated", "Written", "Failed", "refusals"].map((key) => t(key)),
+  if (!stations.length) return [note(t("noStations"))];
+  return [table(["station", "last", "Allocated", "Written", "Failed", "refusals"],
     stations.map(([name, seen, taken, ...values]) => [cell("mono", name), cell("time", clock(seen)),
       cell("number wide", number(taken)), ...values.map(number)]), [2, 3, 4, 5])];
 }
@@ -3491,16 +3485,18 @@ function result(text) {
   return text.startsWith("refused: ") ? t("refused", text.slice(9)) : Object.hasOwn(TEXT, text) ? t(text) : say(text);
 }
 function drawFeed(feed) {
-  if (!feed.length) return [h("p", { class: "note" }, t("noEvents"))];
-  return [table(["time", "event", "details", "station"].map((key) => t(key)), feed.map(([time, station, outcome, device, name]) => {
+  if (!feed.length) return [note(t("noEvents"))];
+  const rows = feed.map(([time, station, outcome, device, name]) => {
     const kind = outcome === "Failed" || outcome.startsWith("refused") ? "fail" : outcome === "Written" ? "done" : "";
-    return [cell("time", clock(time)), cell(kind, result(outcome)),
-      cell("mono", [name, device].filter((part) => part && part !== "-").join(" · ")), cell("mono wide", station || "—")];
-  }))];
+    const what = [name, device].filter((part) => part && part !== "-").join(" · ");
+    return [cell("time", clock(time)), cell(kind, result(outcome)), cell("mono", what), cell("mono wide", station)];
+  });
+  return [table(["time", "event", "details", "station"], rows)];
 }
 
 // ---- Add Device -----------------------------------------------------------------------------------------------------
 let file = null, importing = null, checked = 0;
+const report = (...parts) => $("report").replaceChildren(h("h2", {}, t("result")), ...parts);
 
 async function choose(chosen) {
   if (!chosen) return;
@@ -3508,7 +3504,7 @@ async function choose(chosen) {
     file = { name: chosen.name, bytes: new Uint8Array(await chosen.arrayBuffer()) };
   } catch {
     file = null;
-    $("report").replaceChildren(h("p", { class: "fail" }, t("changed")));
+    report(fail(t("changed")));
     return;
   }
   $("form").elements.batch.value = chosen.name.replace(/\.[^.]*$/, "");
@@ -3517,36 +3513,40 @@ async function choose(chosen) {
 }
 function drawChosen() {
   $("chosen").textContent = file ? file.name : t("choose");
-  if (!file && !importing) $("report").replaceChildren(h("h2", {}, t("result")), h("p", { class: "note" }, t("noPreview")));
+  if (!file && !importing) report(note(t("noPreview")));
 }
 function send(dryRun, skipBad) {
-  const options = { dry_run: dryRun, skip_bad: skipBad };
-  for (const name of ["batch", "product_key", "product_secret", "product_id"]) options[name] = $("form").elements[name].value.trim();
+  const options = { dry_run: dryRun, skip_bad: skipBad }, fields = $("form").elements;
+  for (const { name, value } of fields) if (name) options[name] = value.trim();
   const head = JSON.stringify({ options, files: [[file.name, file.bytes.length]] }) + "\n";
   return ask("import", new Blob([head, file.bytes]), "application/octet-stream");
 }
 async function check() {
-  if (!file) { $("report").replaceChildren(h("p", { class: "fail" }, t("chooseFirst"))); return; }
+  if (!file) { report(fail(t("chooseFirst"))); return; }
   const turn = ++checked;
-  $("report").replaceChildren(h("h2", {}, t("result")), h("p", { class: "note" }, t("checking")));
+  report(note(t("checking")));
   try {
     const answer = await send(true, false);
     if (turn === checked) drawReport(answer.Report, true);
   } catch (error) {
-    if (turn === checked) $("report").replaceChildren(h("h2", {}, t("result")), h("p", { class: "fail" }, reason(error)));
+    if (turn === checked) report(fail(reason(error)));
   }
 }
 async function add(skipBad) {
   const lines = file.bytes.reduce((sum, byte) => sum + (byte === 10), 0);
   importing = { lines };
-  $("report").replaceChildren(h("h2", {}, t("result")), h("p", { id: "progressText" }, t("importing", 0)),
+  report(h("p", { id: "progressText" }, t("importing", 0)),
     h("progress", { id: "progress", max: Math.max(1, lines), value: 0, "aria-label": t("result") }));
   try {
     const answer = await send(false, skipBad);
     drawReport(answer.Report, false);
-    if (answer.Report.ok) { file = null; $("form").reset(); $("file").value = ""; $("chosen").textContent = t("choose"); }
+    if (answer.Report.ok) {
+      file = null;
+      $("form").reset();
+      $("chosen").textContent = t("choose");
+    }
   } catch (error) {
-    $("report").replaceChildren(h("h2", {}, t("result")), h("p", { class: "fail" }, reason(error)));
+    report(fail(reason(error)));
   }
   importing = null;
 }
@@ -3555,32 +3555,34 @@ function drawProgress(rows) {
   $("progress").value = rows;
   $("progressText").textContent = t("importing", number(rows));
 }
-function drawReport(report, preview) {
-  const big = (key, value, kind) => h("div", {}, h("p", { class: "label" }, t(key)), h("div", { class: "big " + (kind || "") }, number(value)));
-  const good = report.read - report.duplicates - report.rejected, done = report.ok && !preview;
+function drawReport(answer, preview) {
+  const big = (key, value, kind = "") =>
+    h("div", {}, h("p", { class: "label" }, t(key)), h("div", { class: "big " + kind }, number(value)));
+  const good = answer.read - answer.duplicates - answer.rejected, done = answer.ok && !preview;
   const parts = [h("h2", { class: done ? "done" : "" }, t(preview ? "preview" : done ? "done" : "result")),
-    h("div", { class: "grid facts4" }, big("read", report.read), big(preview ? "would" : "imported", preview ? good : report.imported),
-      big("duplicates", report.duplicates), big("rejected", report.rejected, report.rejected ? "fail" : ""))];
-  if (report.batches.length) parts.push(h("p", { class: "note" }, `${t("batches")}: ${report.batches.join(", ")}`));
-  if (!preview && file) parts.push(h("p", { class: "note" }, `${t("file")}: ${file.name}`));
-  if (report.ignored.length) parts.push(h("p", { class: "note" }, t("ignored", report.ignored.join(", "))));
-  if (report.errors.length) {
+    h("div", { class: "grid facts4" }, big("read", answer.read),
+      preview ? big("would", good) : big("imported", answer.imported), big("duplicates", answer.duplicates),
+      big("rejected", answer.rejected, answer.rejected ? "fail" : ""))];
+  if (answer.batches.length) parts.push(note(`${t("batch")}: ${answer.batches.join(", ")}`));
+  if (!preview && file) parts.push(note(`${t("file")}: ${file.name}`));
+  if (answer.ignored.length) parts.push(note(t("ignored", answer.ignored.join(", "))));
+  if (answer.errors.length) {
     const rows = h("tbody"), more = h("button", { type: "button" });
     let place = 0;
     const grow = () => {
-      for (const error of report.errors.slice(place, place + MORE))
+      for (const error of answer.errors.slice(place, place + MORE))
         rows.append(h("tr", {}, cell("mono", String(error.line)), cell("", say(error.message))));
       place += MORE;
-      more.textContent = t("more", number(report.errors.length - place));
-      more.hidden = place >= report.errors.length;
+      more.textContent = t("more", number(answer.errors.length - place));
+      more.hidden = place >= answer.errors.length;
     };
     more.addEventListener("click", grow);
     grow();
-    parts.push(h("p", { class: "fail" }, t("mend")), h("table", { id: "bad" }, h("thead", {}, h("tr", {},
+    parts.push(fail(t("mend")), h("table", { id: "bad" }, h("thead", {}, h("tr", {},
       h("th", { scope: "col" }, t("row")), h("th", { scope: "col" }, t("problem")))), rows), more);
   } else if (preview && !good) parts.push(h("p", {}, t("nothingNew")));
-  if (preview && good && report.errors.length === report.rejected) {
-    const bad = report.rejected > 0, label = t(bad ? "importGood" : "importAll", number(good));
+  if (preview && good && answer.errors.length === answer.rejected) {
+    const bad = answer.rejected > 0, label = t(bad ? "importGood" : "importAll", number(good));
     parts.push(h("div", { class: "actions" },
       h("button", { class: bad ? "" : "main", id: "import", type: "button", onclick: () => add(bad) }, label)));
   }
@@ -3590,7 +3592,9 @@ function drawReport(report, preview) {
 // ---- Device Query ---------------------------------------------------------------------------------------------------
 let starts = [0], listed = null, current = null, secretsOf = null;
 
-const filters = () => ({ product_key: $("productFilter").value, batch: $("batchFilter").value, status: $("statusFilter").value });
+const chosen = (id) => $(id + "Filter").value;
+const filters = () => ({ product_key: chosen("product"), batch: chosen("batch"), status: chosen("status") });
+const keys = (row) => ({ product_key: row.ProductKey, device_name: row.DeviceName });
 function drawFilters() {
   if (!snapshot) return;
   const unique = (name) => [...new Set(snapshot.stocks.map((stock) => stock[name]))];
@@ -3616,11 +3620,11 @@ async function list() {
 function drawRows() {
   if (!listed) return;
   const { rows, total, next } = listed, wide = (text) => cell("mono wide", text);
-  const name = (row) => cell("mono", h("button", { class: "link", type: "button", onclick: () => open(row, true) }, row.DeviceName));
-  const heads = ["DeviceName", "ProductKey", t("batch"), t("status"), "DeviceID", t("station"), t("Allocated"), t("Written")];
-  $("rows").replaceChildren(rows.length ? table(heads, rows.map((row) => [name(row), wide(row.ProductKey), wide(row.Batch),
-    badge(row.Status), cell("mono", row.DeviceID), wide(row.Station), wide(moment(row.AllocatedAt)), wide(moment(row.WrittenAt))]))
-    : h("p", { class: "note" }, t("noRows")));
+  const link = (row) => button({ class: "link", onclick: () => open(row, true) }, row.DeviceName);
+  const line = (row) => [cell("mono", link(row)), wide(row.ProductKey), wide(row.Batch), badge(row.Status),
+    cell("mono", row.DeviceID), wide(row.Station), wide(moment(row.AllocatedAt)), wide(moment(row.WrittenAt))];
+  const heads = ["DeviceName", "ProductKey", "batch", "status", "DeviceID", "station", "Allocated", "Written"];
+  $("rows").replaceChildren(rows.length ? table(heads, rows.map(line)) : note(t("noRows")));
   const from = (starts.length - 1) * listed.size;
   $("place").textContent = rows.length ? t("place", number(from + 1), number(from + rows.length), number(total)) : "";
   $("first").disabled = $("previous").disabled = starts.length < 2;
@@ -3651,7 +3655,7 @@ async function find() {
 async function open(row, focus) {
   secretsOf = null;
   try {
-    current = await ask("certificate", { product_key: row.ProductKey, device_name: row.DeviceName });
+    current = await ask("certificate", keys(row));
   } catch (error) { miss(reason(error)); return; }
   drawDetails();
   if (focus) { $("details").scrollIntoView({ block: "nearest" }); $("closeDetails").focus(); }
@@ -3660,8 +3664,8 @@ async function reveal() {
   if (secretsOf) secretsOf = null;
   else {
     try {
-      secretsOf = (await ask("reveal", { product_key: current.row.ProductKey, device_name: current.row.DeviceName })).Secrets;
-      current = await ask("certificate", { product_key: current.row.ProductKey, device_name: current.row.DeviceName });
+      secretsOf = (await ask("reveal", keys(current.row))).Secrets;
+      current = await ask("certificate", keys(current.row));
     } catch (error) { miss(reason(error)); return; }
   }
   drawDetails();
@@ -3672,18 +3676,21 @@ function drawDetails() {
   if (!current) { $("details").replaceChildren(); return; }
   const { row, history } = current, fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value || "—"));
   const secret = (name) => fact(name, secretsOf ? secretsOf[name] : "••••••••");
-  const act = (verb) => h("button", { type: "button", class: verb === "void" ? "danger" : "", id: verb, onclick: () => confirm(verb) }, t(verb));
+  const act = (verb, kind = "") => button({ class: kind, id: verb, onclick: () => confirm(verb) }, t(verb));
+  const close = () => { current = null; drawDetails(); $("text").focus(); };
   const releasable = ["Allocated", "Written", "Failed"].includes(row.Status);
-  $("details").replaceChildren(h("div", { class: "row" }, h("span", { class: "key" }, row.DeviceName), badge(row.Status)),
-    h("dl", {}, fact("ProductKey", row.ProductKey), fact("ProductID", row.ProductID), fact(t("batch"), row.Batch), fact("CRC32", row.CRC32),
-      fact("DeviceID", row.DeviceID), fact(t("station"), row.Station), fact(t("Allocated"), moment(row.AllocatedAt)),
-      fact(t("Written"), moment(row.WrittenAt)), secret("ProductSecret"), secret("DeviceSecret")),
-    h("div", { class: "actions" }, h("button", { type: "button", id: "reveal", onclick: reveal }, t(secretsOf ? "hide" : "show")),
-      releasable && act("release"), row.Status !== "Void" && act("void"),
-      h("button", { type: "button", id: "closeDetails", onclick: () => { current = null; drawDetails(); $("text").focus(); } }, t("close"))),
+  $("details").replaceChildren(
+    h("div", { class: "row" }, h("span", { class: "key" }, row.DeviceName), badge(row.Status)),
+    h("dl", {}, fact("ProductKey", row.ProductKey), fact("ProductID", row.ProductID), fact(t("batch"), row.Batch),
+      fact("CRC32", row.CRC32), fact("DeviceID", row.DeviceID), fact(t("station"), row.Station),
+      fact(t("Allocated"), moment(row.AllocatedAt)), fact(t("Written"), moment(row.WrittenAt)),
+      secret("ProductSecret"), secret("DeviceSecret")),
+    h("div", { class: "actions" }, button({ id: "reveal", onclick: reveal }, t(secretsOf ? "hide" : "show")),
+      releasable && act("release"), row.Status !== "Void" && act("void", "danger"),
+      button({ id: "closeDetails", onclick: close }, t("close"))),
     h("h2", { class: "space" }, t("history")),
-    table([t("time"), t("event"), t("who"), "DeviceID", t("station")], history.map((event) =>
-      [moment(event.time), t(event.kind), [event.who, event.reason].filter(Boolean).join(": ") || "—",
+    table(["time", "event", "who", "DeviceID", "station"], history.map((event) =>
+      [moment(event.time), cell("word", t(event.kind)), [event.who, event.reason].filter(Boolean).join(": ") || "—",
         cell("mono", event.device_id || "—"), cell("mono wide", event.station || "—")])));
 }
 function confirm(verb) {
@@ -3701,7 +3708,7 @@ function confirm(verb) {
 }
 async function operate() {
   const { row } = current;
-  const fields = { product_key: row.ProductKey, device_name: row.DeviceName, reason: $("reason").value, force: $("force").checked };
+  const fields = { ...keys(row), reason: $("reason").value, force: $("force").checked };
   try {
     await ask($("dialog").dataset.verb, fields);
   } catch (error) { $("dialogFail").textContent = reason(error); return; }
@@ -3717,15 +3724,18 @@ function view() {
     if (link.hash === "#" + wanted) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = `${t(wanted)} – ${t("title")}`;
+  document.title = `${t(wanted)} – certtool`;
   window.scrollTo(0, 0);
   if (wanted === "query") { $("text").focus(); list(); }
 }
 function speak(language) {
   document.documentElement.lang = language;
-  for (const element of document.querySelectorAll("[data-text]")) element.textContent = t(element.dataset.text);
-  for (const element of document.querySelectorAll("[data-label]")) element.setAttribute("aria-label", t(element.dataset.label));
-  for (const element of document.querySelectorAll("[data-hint]")) element.placeholder = t(element.dataset.hint);
+  for (const element of document.querySelectorAll("[data-text], [data-label], [data-hint]")) {
+    const { text, label, hint } = element.dataset;
+    if (text) element.textContent = t(text);
+    if (label) element.setAttribute("aria-label", t(label));
+    if (hint) element.placeholder = t(hint);
+  }
   $("language").lang = zh() ? "en" : "zh";
   shown = {};
   drawChosen();
@@ -3734,18 +3744,25 @@ function speak(language) {
   drawDetails();
 }
 function theme(name) { document.documentElement.dataset.theme = name; }
+function turnTheme() {
+  theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+  store("theme", document.documentElement.dataset.theme);
+}
+function over(event) {
+  event.preventDefault();
+  $("drop").classList.toggle("over", event.type === "dragover");
+  if (event.type === "drop") choose(event.dataTransfer.files[0]);
+}
 
 theme(stored("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
 speak(stored("language") || ((navigator.language || "").startsWith("zh") ? "zh" : "en"));
-$("theme").onclick = () => { theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"); store("theme", document.documentElement.dataset.theme); };
+$("theme").onclick = turnTheme;
 $("language").onclick = () => { speak(zh() ? "en" : "zh"); store("language", document.documentElement.lang); view(); };
 $("file").onchange = () => choose($("file").files[0]);
 $("file").onclick = () => { $("file").value = ""; };
 $("form").onsubmit = (event) => { event.preventDefault(); check(); };
 $("form").onchange = (event) => { if (event.target !== $("file") && file) check(); };
-$("drop").ondragover = (event) => { event.preventDefault(); $("drop").classList.add("over"); };
-$("drop").ondragleave = () => $("drop").classList.remove("over");
-$("drop").ondrop = (event) => { event.preventDefault(); $("drop").classList.remove("over"); choose(event.dataTransfer.files[0]); };
+$("drop").ondragover = $("drop").ondragleave = $("drop").ondrop = over;
 $("search").onsubmit = (event) => { event.preventDefault(); find(); };
 for (const id of ["productFilter", "batchFilter", "statusFilter"]) $(id).onchange = () => { starts = [0]; list(); };
 $("first").onclick = () => { starts = [0]; list(); };
@@ -3756,7 +3773,7 @@ $("cancel").onclick = () => $("dialog").close();
 window.onhashchange = view;
 view();
 poll();
-"""
+"""  # noqa: RUF001 - Chinese
 
 PAGE_TYPE = "text/html; charset=utf-8"
 PAGE_ROWS = 50  # certificates listed at a time

@@ -18,7 +18,7 @@ import pytest
 import certtool
 from tests.identities import PRODUCT, rows, write
 from tests.pages import PageClient, link
-from tests.support import SAMPLE, RunCerttool, Server, StartServer, raw
+from tests.support import SAMPLE, Server, StartServer, raw
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 WIFI = "a1SampleWf0"
@@ -140,7 +140,12 @@ def test_only_our_own_page_with_its_cookie_may_ask(
 
 @pytest.mark.parametrize(
     ("headers", "status"),
-    [({}, 200), ({"Sec_Fetch_Site": "cross-site"}, 403), ({"Sec_Fetch_Site": "same-site"}, 403), ({"Cookie": None}, 403)],
+    [
+        ({}, 200),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "same-site"}, 403),
+        ({"Cookie": None}, 403),
+    ],
 )
 def test_the_download_is_for_our_own_page_only(
     server: StartServer, headers: Dict[str, Optional[str]], status: int
@@ -259,7 +264,9 @@ def test_paging_shows_every_certificate_that_passes_the_filters_once(server: Sta
     assert pages(batch="first", product_key=WIFI) == pages(status="Void") == []
 
 
-@pytest.mark.parametrize("fields", [{"start": -1}, {"start": "x"}, {"status": ["Void"]}, {"product_key": {}}, {"text": ["x"]}])
+@pytest.mark.parametrize(
+    "fields", [{"start": -1}, {"start": "x"}, {"status": ["Void"]}, {"product_key": {}}, {"text": ["x"]}]
+)
 def test_a_query_that_makes_no_sense_harms_nothing(server: StartServer, fields: Dict[str, Any]) -> None:
     running = server("--import", SAMPLE)
     status, answer = PageClient(running).ask("query", fields)
@@ -267,7 +274,7 @@ def test_a_query_that_makes_no_sense_harms_nothing(server: StartServer, fields: 
     assert "Please report" not in running.output
 
 
-def test_the_details_tell_the_whole_history_of_a_certificate(server: StartServer, certtool: RunCerttool) -> None:
+def test_the_details_tell_the_whole_history_of_a_certificate(server: StartServer) -> None:
     running = server("--import", SAMPLE)
     page = PageClient(running)
     name = running.request(WIFI, "device-1")[1]["DeviceName"]
@@ -296,9 +303,7 @@ def test_a_written_certificate_is_released_only_on_purpose_and_never_without_a_r
     assert (status, answer["Status"]) == (200, "OK")
 
 
-def test_every_look_at_a_secret_is_recorded_and_survives_a_restart(
-    server: StartServer, store: Path, certtool: RunCerttool
-) -> None:
+def test_every_look_at_a_secret_is_recorded_and_survives_a_restart(server: StartServer, store: Path) -> None:
     running = server("--import", SAMPLE)
     page = PageClient(running)
     (row,) = certificates(page, text=running.request(WIFI, "device-1")[1]["DeviceName"])

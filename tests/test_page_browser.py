@@ -114,28 +114,8 @@ def choose(page: Any, file: Path) -> None:
     window.value.set_files(str(file))
 
 
-def test_the_work_of_a_shift_by_clicking_and_typing(server: StartServer, visit: Open, tmp_path: Path) -> None:
-    running = server("--import", write(tmp_path / "march.csv", 300))
-    page = visit(running)
-    assert page.url == f"http://127.0.0.1:{running.port}/"
-
-    page.click("text=Add Device")
-    file = tmp_path / "lamps.csv"
-    file.write_text(LAMPS)
-    page.fill("[name=product_key]", "a1Lamp")
-    choose(page, file)
-    page.wait_for_selector("#bad")
-    bad = page.eval_on_selector_all("#bad tbody tr", "rows => rows.map(row => row.innerText)")
-    assert [row.split()[0] for row in bad] == ["3", "4"]
-    assert "spreadsheet" in bad[0]
-    assert running.request("a1Lamp", "too-early")[0] == 404
-    file.write_text(LAMPS.replace("1.23E+15", "5c41ff0e9a7b2d36").replace("lamp 0003", "lamp-0003"))
-    choose(page, file)
-    page.click("text=Add 3 certificates")
-    page.wait_for_selector("h2.done")
-    assert "lamps.csv" in page.inner_text("#report")
-    assert running.request("a1Lamp", "lamp-device")[0] == 200
-
+def burn_fifty(running: Server, page: Any) -> None:
+    """Burn 50 devices, 2 of them in vain, and see it on the open page."""
     page.click("text=Line")
     for number in range(50):
         assert running.request(PRODUCT, f"A0B1C2D3{number:04X}")[0] == 200
@@ -146,7 +126,9 @@ def test_the_work_of_a_shift_by_clicking_and_typing(server: StartServer, visit: 
     assert "LOW STOCK: 2 certificates of product a1Lamp" in page.inner_text("#banners")
     assert "127.0.0.1" in page.inner_text("#stations")
 
-    page.click("text=Device Query")
+
+def release_and_void(running: Server, page: Any) -> str:
+    """Scan two devices; look at the secret of one, release it and make it void. Return its name."""
     scan(page, "A0B1C2D30007")
     page.wait_for_selector("#details:not([hidden])")
     assert "burn failed" in page.inner_text("#details")
@@ -174,18 +156,50 @@ def test_the_work_of_a_shift_by_clicking_and_typing(server: StartServer, visit: 
     scan_box.press("Enter")
     page.wait_for_selector("#missed:not([hidden])")
     assert "nobody" in page.inner_text("#missed")
+    return str(name)
 
+
+def page_and_download(page: Any) -> List[Dict[str, str]]:
+    """Page through a batch, filter it and return what is downloaded."""
     page.select_option("#batchFilter", "march")
-    until(page, "document.querySelector('#place').textContent === '1–50 of 300'")
+    until(page, "document.querySelector('#place').textContent === '1\\u201350 of 300'")
     page.click("#next")
-    until(page, "document.querySelector('#place').textContent === '51–100 of 300'")
+    until(page, "document.querySelector('#place').textContent === '51\\u2013100 of 300'")
     page.select_option("#statusFilter", "Written")
-    until(page, "document.querySelector('#place').textContent === '1–48 of 48'")
+    until(page, "document.querySelector('#place').textContent === '1\\u201348 of 48'")
     with page.expect_download() as download:
         page.click("#download")
-    table = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"))))
+    return list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"))))
+
+
+def test_the_work_of_a_shift_by_clicking_and_typing(server: StartServer, visit: Open, tmp_path: Path) -> None:
+    running = server("--import", write(tmp_path / "march.csv", 300))
+    page = visit(running)
+    assert page.url == f"http://127.0.0.1:{running.port}/"
+
+    page.click("text=Add Device")
+    file = tmp_path / "lamps.csv"
+    file.write_text(LAMPS)
+    page.fill("[name=product_key]", "a1Lamp")
+    choose(page, file)
+    page.wait_for_selector("#bad")
+    bad = page.eval_on_selector_all("#bad tbody tr", "rows => rows.map(row => row.innerText)")
+    assert [row.split()[0] for row in bad] == ["3", "4"]
+    assert "spreadsheet" in bad[0]
+    assert running.request("a1Lamp", "too-early")[0] == 404
+    file.write_text(LAMPS.replace("1.23E+15", "5c41ff0e9a7b2d36").replace("lamp 0003", "lamp-0003"))
+    choose(page, file)
+    page.click("text=Add 3 certificates")
+    page.wait_for_selector("h2.done")
+    assert "lamps.csv" in page.inner_text("#report")
+    assert running.request("a1Lamp", "lamp-device")[0] == 200
+
+    burn_fifty(running, page)
+    page.click("text=Device Query")
+    voided = release_and_void(running, page)
+    table = page_and_download(page)
     assert [row["Status"] for row in table] == ["Written"] * 48
-    assert name not in {row["DeviceName"] for row in table}
+    assert voided not in {row["DeviceName"] for row in table}
 
 
 def test_the_page_says_so_when_the_server_is_gone_and_comes_back_by_the_new_link(
@@ -274,7 +288,9 @@ def test_no_text_of_the_page_lacks_one_of_the_languages(server: StartServer, vis
     source = page.evaluate("document.scripts[0].textContent + document.body.innerHTML")
     used = set(re.findall(r"""\bt\("([^"]+)"|data-(?:text|label|hint)="([^"]+)\"""", source))
     assert {name for pair in used for name in pair if name} <= {key for key, _ in texts}
-    known = re.compile(r"certtool|Product(Key|Secret|ID)|Device(Name|Secret|ID)|CSV|CRC32|ASCII|BOM|English|A-Z a-z|serve")
+    known = re.compile(
+        r"certtool|Product(Key|Secret|ID)|Device(Name|Secret|ID)|CSV|CRC32|ASCII|BOM|English|A-Z a-z|serve"
+    )
     for view in VIEWS:
         check_view(page, view, device, tmp_path)
         page.wait_for_timeout(100)
@@ -349,8 +365,10 @@ def test_hostile_names_in_every_field_are_only_text(server: StartServer, visit: 
 EVIL = """<!DOCTYPE html><title>evil</title><iframe id=frame src="TARGET/"></iframe><script>
 const done = [];
 const attempt = async (name, path, options) => {
-  try { const r = await fetch("TARGET" + path, {credentials: "include", ...options}); done.push([name, await r.text()]); }
-  catch { done.push([name, "failed"]); }
+  try {
+    const response = await fetch("TARGET" + path, {credentials: "include", ...options});
+    done.push([name, await response.text()]);
+  } catch { done.push([name, "failed"]); }
 };
 (async () => {
   const body = JSON.stringify({product_key: "PRODUCT", device_name: "DEVICE", reason: "evil"});
@@ -454,7 +472,7 @@ def test_a_lan_peer_gets_certificates_but_never_the_page(server: StartServer) ->
     space = f"certtool-{secrets.token_hex(3)}"
     veth, peer = f"ct{secrets.token_hex(3)}", f"cp{secrets.token_hex(3)}"
 
-    def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, check=True)
 
     try:
