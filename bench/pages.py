@@ -26,6 +26,10 @@ PAGES = 20
 POLL_SECONDS = 1.0  # as the page's script waits from an answer to the next question
 CONNECTIONS = (16, 200)
 
+if sys.platform == "win32":
+    raise SystemExit("wrk and /proc are not for Windows: measure on Linux.")
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")  # a second
+
 
 @contextlib.contextmanager
 def looking(port: int, headers: Dict[str, str], pages: int) -> Iterator[None]:
@@ -70,7 +74,7 @@ def log_in(port: int, link: str) -> Dict[str, str]:
 def processor_time(pid: int) -> float:
     """Return the seconds that a process has worked."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 def sample(server: int, port: int, connections: int, prefix: str) -> Tuple[float, float]:
