@@ -269,7 +269,8 @@ def test_a_request_without_a_device_id_is_never_repeated_once_it_was_sent(build:
     program = build(POSIX, "-O2", *HURRIED, "-DCRC32_SMALL")
     with hostile.serve(kind) as server:
         request(program, server.port, "")
-        assert server.connections == 1
+        # "reset at once" may drop the connection before the request could leave: then, and only then, it may try again.
+        assert server.connections == 1 or (kind == "reset at once" and not server.heads)
 
 
 def test_a_request_that_cannot_be_repeated_is_waited_for_until_the_time_limit(build: Build) -> None:
