@@ -17,10 +17,10 @@ Map of the sections; each uses only those above it, and the pure ones know no fi
      2. Limits and constants                     9. Service: decide, record, commit
      3. Errors                                  10. Protocol messages (pure)
      4. CRC32                                   11. HTTP server
-     5. Credential and state machine (pure)     12. Console
-     6. Identity-file reader (pure)             13. Station
-     7. Journal codec (pure)                    14. Command line
-     8. Store: lock, import files, journal, recovery
+     5. Credential and state machine (pure)     12. Management page
+     6. Identity-file reader (pure)             13. Console
+     7. Journal codec (pure)                    14. Station
+     8. Store: lock, import files, journal      15. Command line
 
 The flow of one request. `CertServer` (11) is one thread that turns a loop. In a turn it reads every ready connection;
 each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as
@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import _thread
 import argparse
+import base64
 import bisect
 import codecs
 import contextlib
@@ -64,6 +65,7 @@ import sys
 import sysconfig
 import threading
 import time
+import urllib.parse
 from array import array
 from collections import deque
 from datetime import datetime, timezone
@@ -127,6 +129,8 @@ STOP_SECONDS = 2.0  # for the last replies to be taken once serving ends
 DEVICE_ID_LENGTH = 64  # characters (contract)
 FIELD_LENGTH = 64  # characters (contract)
 RECORD_LINES = 1000  # lines that a quoted field may span before its quote counts as never closed
+SELECT_SLICE = 10_000  # certificates looked through in one step
+JSON_SLICE = 1000  # tokens of JSON written in one step
 IMPORT_SLICE = 500  # rows checked, checksummed and written in one step
 
 LOW_STOCK = 100  # certificates of a product left: warn
@@ -546,6 +550,14 @@ class Product:
         return sum(self.counts)
 
 
+class Stock(NamedTuple):
+    """The certificates of one product in one batch; `counts` by status."""
+
+    product_key: str
+    batch: str
+    counts: List[int]
+
+
 class Staged:
     """An import prepared beside the state, so that `apply` only has to take it over. `first` is its first number."""
 
@@ -591,6 +603,8 @@ class State:
         self.products: Dict[str, Product] = {}
         self.prepared: Deque[Staged] = deque()  # imports whose events come next
         self.batches: List[Tuple[int, str]] = []  # (first number, batch) of each import
+        self.stocks: List[Stock] = []
+        self._stock_of = array("L")  # of each certificate, an index of `stocks`
         self.sources: Dict[str, int] = {}  # digest of each file that was imported whole, with its number of rows
         self.names: List[str] = []
         self._status = bytearray()
@@ -625,6 +639,24 @@ class State:
     def batch(self, number: int) -> str:
         """Return the batch that the certificate `number` was imported with."""
         return self.batches[bisect.bisect_right(self.batches, (number, "\U0010ffff")) - 1][1]
+
+    def select(
+        self,
+        product_key: Optional[str] = None,
+        batch: Optional[str] = None,
+        status: Optional[int] = None,
+        start: int = 0,
+    ) -> Iterator[Optional[int]]:
+        """Yield the numbers from `start` on that pass the filters, and None now and then: a place to pause."""
+        wanted = [product_key in (None, stock.product_key) and batch in (None, stock.batch) for stock in self.stocks]
+        while start < len(self.names) and any(wanted):
+            end = min(start + SELECT_SLICE, len(self.names))
+            wanted += [False] * (len(self.stocks) - len(wanted))  # what was imported meanwhile
+            for number in range(start, end):
+                if wanted[self._stock_of[number]] and status in (None, self._status[number]):
+                    yield number
+            yield None
+            start = end
 
     def decide(self, command: Command, now: int) -> Tuple[int, Optional[Event]]:
         """Return the certificate's number and the event to record, None where the answer needs no new record.
@@ -666,7 +698,7 @@ class State:
         if event.kind == "import":
             self._adopt(self.prepared.popleft(), event.detail)
             return None
-        if event.kind in ("store", "restore"):
+        if event.kind in ("store", "restore", "reveal"):
             return None
         product = self.products[event.product_key]
         number = product.names[event.device_name]
@@ -714,8 +746,9 @@ class State:
             self._rerequests[number] = rerequests
         elif self._rerequests:
             self._rerequests.pop(number, None)
-        product.counts[old_status] -= 1
-        product.counts[status] += 1
+        for counts in (product.counts, self.stocks[self._stock_of[number]].counts):
+            counts[old_status] -= 1
+            counts[status] += 1
         if old_status == UNALLOCATED and old_device:
             product.bound -= 1
         if status == UNALLOCATED:
@@ -740,6 +773,7 @@ class State:
         if detail.get("source"):
             self.sources[detail["source"]] = detail["read"]
         self.batches.append((staged.first, staged.batch))
+        self._adopt_stocks(staged)
         self.names.extend(staged.names)
         self._status.extend(bytes(len(staged.names)))
         for key, new in staged.products.items():
@@ -756,6 +790,21 @@ class State:
             for device_id, number in new.devices.items():
                 self._grow(number)
                 self._device[number] = device_id
+
+    def _adopt_stocks(self, staged: Staged) -> None:
+        places = array("L", [0]) * len(staged.names)
+        for key, product in staged.products.items():
+            same = (place for place, stock in enumerate(self.stocks) if stock[:2] == (key, staged.batch))
+            place = next(same, len(self.stocks))
+            if place == len(self.stocks):
+                self.stocks.append(Stock(key, staged.batch, [0] * len(STATUS_NAMES)))
+            self.stocks[place].counts[UNALLOCATED] += product.total
+            if product.total == len(places):
+                places = array("L", [place]) * len(places)
+            else:
+                for number in product.names.values():
+                    places[number - staged.first] = place
+        self._stock_of.extend(places)
 
     def _grow(self, number: int) -> None:
         """Make the columns long enough for `number`, and for some that will follow."""
@@ -775,7 +824,7 @@ EFFECTS: Mapping[str, Callable[[Record, Event], Record]] = {
     "release": lambda old, event: Record(UNALLOCATED, rerequests=old.rerequests),
     "void": lambda old, event: old._replace(status=VOID),
 }
-KINDS = frozenset(EFFECTS) | {"store", "import", "restore"}
+KINDS = frozenset(EFFECTS) | {"store", "import", "restore", "reveal"}  # these change no certificate but "import"
 
 # ======================================================================================================================
 # 6. Identity-file reader (pure)
@@ -1054,6 +1103,13 @@ class JournalWriter:
         return body + b"," + self.digest.encode() + b"\n"
 
 
+def decode_event(body: bytes) -> Tuple[str, Event]:
+    """Return number and event of a line; `body` ends before the last comma. Raises ValueError or csv.Error."""
+    seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
+    details = json.loads(detail) if detail else {}
+    return seq, Event(kind, parse_time(moment), product_key, device_name, device_id, station, details)
+
+
 class JournalReader:
     """Decodes a journal line by line. After each event `offset`, `seq` and `digest` stand behind its line.
 
@@ -1087,10 +1143,9 @@ class JournalReader:
         if digest != expected.encode():
             raise self._damage("was changed, or a line before it is missing")
         try:
-            seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
-            facts = json.loads(detail) if detail else {}
-            event = Event(kind, parse_time(moment), product_key, device_name, device_id, station, facts)
-            if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0) or not isinstance(facts, dict):
+            seq, event = decode_event(body)
+            kind = event.kind
+            if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0) or not isinstance(event.detail, dict):
                 raise ValueError("out of order, or its detail is no object")
         except (ValueError, csv.Error, StopIteration):
             raise self._damage("is not an event") from None
@@ -1111,7 +1166,7 @@ class JournalReader:
 
 
 # ======================================================================================================================
-# 8. Store: lock, import files, journal, recovery
+# 8. Store: lock, import files, journal
 # ======================================================================================================================
 # A folder; nothing in it is ever overwritten but what the lock file tells.
 #
@@ -1134,6 +1189,7 @@ IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
 MARK_LENGTH = 12 + 1 + DIGEST_LENGTH + 1 + DIGEST_LENGTH + 1  # bytes of a line: seq, digest, and a digest over both
 OPEN_IMPORTS = 16  # import files kept open for reading
 READ_BYTES = 1 << 20  # of an import file in one step
+LOOK_BACK_BYTES = 1 << 18  # of the journal in one step
 PROGRESS_EVENTS = 20_000  # events between two reports of progress
 TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
 TORN_SECONDS = 0.05  # between two such looks
@@ -1808,6 +1864,30 @@ class Store:
         if self._mirror:
             self._mirror.write(data)
 
+    def look_back(self, needles: Sequence[bytes], within: Optional[int] = None) -> Iterator[Optional[Event]]:
+        """Yield the committed events whose lines hold one of `needles`, oldest first, and None as a place to pause.
+
+        `within` limits it to that many bytes at the journal's end. Raises OSError.
+        """
+        end = self._offset
+        offset = 0 if within is None else max(0, end - within)
+        rest = None if offset else b""  # None: in the middle of a line
+        with open(self._journal_path, "rb") as file:
+            file.seek(offset)
+            while offset < end:
+                data = file.read(min(LOOK_BACK_BYTES, end - offset))
+                if not data:
+                    return
+                offset += len(data)
+                whole, _, tail = ((rest or b"") + data).rpartition(b"\n")
+                if any(needle in whole for needle in needles):
+                    for line in whole.split(b"\n")[rest is None :]:
+                        if any(needle in line for needle in needles):
+                            with contextlib.suppress(ValueError, csv.Error):  # the header
+                                yield decode_event(line.rpartition(b",")[0])[1]
+                rest = tail
+                yield None
+
     def _is_untouched(self) -> bool:
         """No other program has changed the journal, or put another file in its place."""
         facts = os.fstat(self._journal)
@@ -1887,6 +1967,19 @@ def _now() -> int:
 # Every change goes one way: `decide`, journal line, `apply`; then `commit` makes all of a turn durable. Who answers
 # before `commit` has returned lies. When it raises, everything since the last commit is taken back.
 
+QUERY_COLUMNS = (
+    "DeviceName",
+    "ProductKey",
+    "ProductID",
+    "Batch",
+    "Status",
+    "DeviceID",
+    "Station",
+    "AllocatedAt",
+    "WrittenAt",
+    "CRC32",
+)
+SECRET_COLUMNS = ("ProductSecret", "DeviceSecret")
 HELD_BACK = "Something unexpected stopped the recording: keep the log, and start again."
 
 
@@ -2039,6 +2132,7 @@ class Service:
         self.state = state
         self.notify = store.warn = notify
         self.require_device_id = require_device_id
+        self.importing: Optional[ImportReport] = None  # what the import that is under way has done so far
         self._undo: List[Undo] = []
 
     def request(self, product_key: str, device_id: str, station: str, now: int) -> Allocation:
@@ -2064,19 +2158,49 @@ class Service:
             self._record(event)
         return self.state.names[number], event.kind if event else SAME
 
-    def operate(
-        self, verb: int, device_name: str, product_key: str, reason: str, who: str, force: bool, now: int
-    ) -> Tuple[str, str]:
-        """Release or void a certificate by name; return the sentence that says what happened, and the event's kind."""
+    def find(self, device_name: str, product_key: str) -> Tuple[Product, int]:
+        """Return product and number of the one certificate of that name. Raises Refused."""
         found = self.state.find(device_name, product_key)
         if not found:
             raise Refused("There is no certificate of this DeviceName in the store: check the name.")
         if len(found) > 1:
             keys = ", ".join(product.key for product, _ in found)
             raise Refused(f"The name occurs in several products ({keys}): say which with --product-key.")
+        return found[0]
+
+    def row(self, number: int) -> Tuple[str, ...]:
+        """Return what is known of a certificate: QUERY_COLUMNS, and behind them SECRET_COLUMNS."""
+        record = self.state.record(number)
+        credential, checksum = self.store.certificate(number)
+        return (
+            credential.device_name,
+            credential.product_key,
+            credential.product_id,
+            self.state.batch(number),
+            STATUS_NAMES[record.status],
+            record.device_id,
+            record.station,
+            format_time(record.allocated_at),
+            format_time(record.written_at),
+            checksum,
+            credential.product_secret,
+            credential.device_secret,
+        )
+
+    def reveal(self, device_name: str, product_key: str, who: str, now: int) -> Mapping[str, str]:
+        """Return the secrets of a certificate, and record who saw them."""
+        product, number = self.find(device_name, product_key)
+        secret_cells = self.row(number)[len(QUERY_COLUMNS) :]
+        self._record(Event("reveal", now, product.key, device_name, detail={"who": who}))
+        return dict(zip(SECRET_COLUMNS, secret_cells))
+
+    def operate(
+        self, verb: int, device_name: str, product_key: str, reason: str, who: str, force: bool, now: int
+    ) -> Tuple[str, str]:
+        """Release or void a certificate by name; return the sentence that says what happened, and the event's kind."""
+        product, number = self.find(device_name, product_key)
         if not reason.strip():
             raise Refused("A reason is needed: give it with --reason.")
-        product, number = found[0]
         detail: Dict[str, Any] = {"who": who, "reason": reason.strip()}
         if force:
             detail["force"] = True
@@ -2129,7 +2253,7 @@ class Service:
         Only one may run at a time. Closing the generator before its end, or a StoreUnavailable from it, changes
         nothing.
         """
-        report = ImportReport(options.dry_run)
+        report = self.importing = ImportReport(options.dry_run)
         imports: List[_Import] = []
         try:
             for upload in uploads:
@@ -2153,6 +2277,7 @@ class Service:
                 f"The import could not be written ({error.strerror}): free the store's disk."
             ) from None
         finally:
+            self.importing = None
             for new in imports:
                 if new.writer:
                     new.writer.discard()
@@ -2351,6 +2476,7 @@ def in_both(one: State, other: State) -> Iterator[Tuple[str, List[str]]]:
 
 REASONS = {
     200: "OK",
+    303: "See Other",
     400: "Bad Request",
     403: "Forbidden",
     404: "Not Found",
@@ -2501,24 +2627,36 @@ def format_error(error: CertToolError) -> bytes:
     return json.dumps({"Status": error.code, "Message": str(error)}).encode()
 
 
-def format_reply(http_status: int, body: bytes, keep_alive: bool, content_type: str = "application/json") -> bytes:
-    """Frame an answer. It has no Date: the clocks of line PCs jump (RFC 9110, 6.6.1)."""
+def format_reply(
+    http_status: int, body: bytes, keep_alive: bool, content_type: str = "application/json", more: str = ""
+) -> bytes:
+    """Frame an answer, with `more` header lines. It has no Date: the clocks of line PCs jump (RFC 9110, 6.6.1)."""
     return (
-        f"HTTP/1.1 {http_status} {REASONS[http_status]}\r\nContent-Type: {content_type}\r\n"
+        f"HTTP/1.1 {http_status} {REASONS[http_status]}\r\nContent-Type: {content_type}\r\n{more}"
         f"Content-Length: {len(body)}\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
     ).encode() + body
+
+
+def format_json(value: Any) -> Generator[None, None, bytes]:
+    """Encode what may be long, in slices."""
+    pieces: List[str] = []
+    for count, piece in enumerate(json.JSONEncoder().iterencode(value)):
+        pieces.append(piece)
+        if count % JSON_SLICE == 0:
+            yield
+    return "".join(pieces).encode()
 
 
 # ======================================================================================================================
 # 11. HTTP server
 # ======================================================================================================================
 # One thread, one loop. A turn: read every ready connection; run every whole request; look again for a moment, since
-# what came meanwhile can share the commit; commit once; send the replies; a slice of an import, if one is under way.
-# No reply of the service leaves before the commit of its turn: that is the order of the turn, not a rule to remember.
-# A half-sent request costs a buffer and has a deadline.
+# what came meanwhile can share the commit; commit once; send the replies; a slice of a job such as an import, if one is
+# under way. No reply of the service leaves before the commit of its turn: that is the order of the turn, not a rule to
+# remember. A half-sent request costs a buffer and has a deadline.
 #
 # The LAN sees only the protocol. Management is POST /certtool/..., from a loopback peer, to a loopback Host, with the
-# token that `serve` leaves in the store's lock file.
+# token that `serve` leaves in the store's lock file, or with what the site (the management page) gave to a browser.
 
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
@@ -2547,6 +2685,7 @@ class RequestEvent(NamedTuple):
     device_id: str
     device_name: str
     result: str
+    product_key: str = ""
 
 
 class CertRequestHandler(http.server.BaseHTTPRequestHandler):
@@ -2565,7 +2704,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     closing = False  # the last reply is decided: read no further request
     finished = False  # the last reply is sent, or in `unsent`
     draining = False
-    waiting = False  # the reply comes when an import is done
+    streaming = False  # a part of the reply is sent
+    waiting = False  # the reply comes from a job, which ends with the connection
     more = False  # whole requests may be left in the buffer
     held = False  # so they are, until the peer takes replies
     due = 0  # replies that wait for the end of the turn
@@ -2687,7 +2827,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.deadline = self.server.now + IDLE_SECONDS
         if head.method not in ("POST", "GET"):
             raise BadRequest("Only POST carries a request.", 501)
-        if self.server.networks and not self.server.allows(self.station) and not head.path.startswith(MANAGEMENT):
+        managing = head.path.startswith(MANAGEMENT) or (head.method == "GET" and is_loopback(self.station))
+        if self.server.networks and not managing and not self.server.allows(self.station):
             raise Forbidden("This station is not allowed here: see serve --allow.")
         if head.method == "POST":
             self.do_POST()
@@ -2703,7 +2844,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.server.manage(self, self.path[len(MANAGEMENT) :])
             return
         server = self.server
-        device_id, name, action, now = "-", "-", "?", server.wall
+        product_key, device_id, name, action, now = "", "-", "-", "?", server.wall
         try:
             product_key, device_id, verb = parse_request(self.body)
             action = ACTION_NAMES[verb]
@@ -2721,22 +2862,33 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             result = f"refused: {error.code}"
             bad = isinstance(error, BadRequest)
             self.reply(error.http_status, format_error(error), recorded=not bad)
-        server.turn_events.append(RequestEvent(now, self.station, action, device_id or "-", name, result))
+        event = RequestEvent(now, self.station, action, device_id or "-", name, result, product_key)
+        server.turn_events.append(event)
 
     def do_GET(self) -> None:
-        """Tell a browser what this is."""
-        raise BadRequest("certtool gives certificates to devices: POST a request as JSON.", 501)
+        """Show a browser the site."""
+        self.server.site.get(self)
 
-    def reply(self, http_status: int, body: bytes, recorded: bool = False) -> None:
+    def reply(
+        self, http_status: int, body: bytes, recorded: bool = False, content_type: str = "", more: str = ""
+    ) -> None:
         """Queue an answer for the end of the turn; a `recorded` one becomes a 503 if the commit fails."""
         if not self.keep_alive:
             self.closing = True
+        data = format_reply(http_status, body, self.keep_alive, content_type or "application/json", more)
         self.due += 1
-        self.server.replies.append((self, format_reply(http_status, body, self.keep_alive), recorded, self.keep_alive))
+        self.server.replies.append((self, data, recorded, self.keep_alive))
 
     def _queue(self, data: bytes, recorded: bool, keep_alive: bool) -> None:
         self.due += 1
         self.server.replies.append((self, data, recorded, keep_alive))
+
+    def stream(self, data: bytes, last: bool = False) -> None:
+        """Queue a part of an answer that a job sends in parts; the `last` one ends it."""
+        self.streaming = not last
+        if last and not self.keep_alive:
+            self.closing = True
+        self._queue(data, False, self.keep_alive or not last)
 
     def refuse(self, error: CertToolError) -> None:
         """Answer an error after which the connection cannot be trusted, or need not go on."""
@@ -2833,6 +2985,42 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 Reply = Tuple[CertRequestHandler, bytes, bool, bool]  # connection, bytes, recorded, keep alive
 
 
+class Site:
+    """What a browser sees of the server. This one shows nothing; the management page (12) is another."""
+
+    who = ""  # the operator of whoever passes `check`
+
+    def check(self, head: Head) -> None:  # noqa: ARG002
+        """Raise Forbidden unless this request, which has no token of ours, comes from our own page."""
+        raise Forbidden("The token is wrong: it is in the store's lock file.")
+
+    def get(self, handler: CertRequestHandler) -> None:  # noqa: ARG002
+        """Answer a GET."""
+        raise BadRequest("certtool gives certificates to devices: POST a request as JSON.", 501)
+
+    def post(self, handler: CertRequestHandler, operation: str) -> None:  # noqa: ARG002
+        """Answer a POST to management that only the page makes. The peer has been checked."""
+        raise BadRequest("There is no such management request.")
+
+    def events(self, events: Sequence[RequestEvent]) -> None:
+        """See requests whose records are durable."""
+
+    def notice(self, sentence: str) -> None:
+        """See a sentence for the operator."""
+
+
+class Job(NamedTuple):
+    """Work in slices between turns, which answers `handler`, or nobody where that is None."""
+
+    name: str
+    steps: Generator[None, None, None]
+    handler: Optional[CertRequestHandler]
+
+    def can_go_on(self) -> bool:
+        """False while the peer has not taken what was sent to it."""
+        return self.handler is None or len(self.handler.unsent) <= MAX_UNSENT
+
+
 class CertServer(http.server.HTTPServer):
     """The loop. Construction binds and listens, and raises CertToolError where the address is taken or wrong.
 
@@ -2863,7 +3051,8 @@ class CertServer(http.server.HTTPServer):
         self.replies: List[Reply] = []
         self.turn_events: List[RequestEvent] = []
         self.again: List[CertRequestHandler] = []
-        self.job: Optional[Tuple[Generator[None, None, ImportReport], CertRequestHandler]] = None
+        self.site = Site()
+        self.jobs: Deque[Job] = deque()
         self.networks = [ipaddress.ip_network(network) for network in allow]
         self._allowed: Dict[str, bool] = {}
         self._selector = selectors.DefaultSelector()
@@ -2872,7 +3061,7 @@ class CertServer(http.server.HTTPServer):
         self._most_of_peer = max(1, self._most_connections // PEER_SHARE)
         self._of_peer: Dict[str, int] = {}  # connections by address
         self._sweep_at = 0.0
-        self._failing = ""
+        self.failing = ""  # why nothing can be recorded
         if ":" in host:
             self.address_family = socket.AF_INET6
         try:
@@ -2898,9 +3087,8 @@ class CertServer(http.server.HTTPServer):
         """Turn the loop until `stopping` is set; then send what is still to be sent, and close."""
         while not self.stopping:
             self.turn(poll_interval)
-        if self.job:
-            self.job[0].close()
-            self.job = None
+        while self.jobs:
+            self.jobs.pop().steps.close()
         for listener in self._listeners:
             self._selector.unregister(listener)
             listener.close()
@@ -2924,7 +3112,8 @@ class CertServer(http.server.HTTPServer):
 
     def turn(self, poll_interval: float) -> None:
         """One turn: see the section's head."""
-        ready = self._selector.select(0 if self.job or self.again else poll_interval)
+        busy = self.again or any(job.can_go_on() for job in self.jobs)
+        ready = self._selector.select(0 if busy else poll_interval)
         self.now, self.wall = time.monotonic(), _now()
         again, self.again = self.again, []
         for handler in again:
@@ -2937,13 +3126,13 @@ class CertServer(http.server.HTTPServer):
             gathering = time.monotonic() < self.now + GATHER_SECONDS
             ready = self._selector.select(0) if gathering else []
         self._finish_turn()
-        if self.job:
+        if self.jobs:
             self._work()
             self._finish_turn()
         if self.now >= self._sweep_at:
             self._sweep_at = self.now + TICK_SECONDS
             for handler in [handler for handler in self.connections if handler.deadline < self.now]:
-                if not handler.waiting:
+                if not handler.waiting or handler.unsent:
                     handler.expire()
             self._finish_turn()
 
@@ -2954,12 +3143,12 @@ class CertServer(http.server.HTTPServer):
             self.service.commit()
         except StoreUnavailable as error:
             failure = error
-            if str(error) != self._failing:
+            if str(error) != self.failing:
                 self.notify(str(error))
         if self.turn_events and not failure:
-            self._failing = ""
+            self.failing = ""
         elif failure:
-            self._failing = str(failure)
+            self.failing = str(failure)
         replies, self.replies = self.replies, []
         for handler, data, recorded, keep_alive in replies:
             if failure and recorded:
@@ -2969,6 +3158,7 @@ class CertServer(http.server.HTTPServer):
         if failure:
             events = [event._replace(result=f"refused: {failure.code}") for event in events]
         self.on_events(events)
+        self.site.events(events)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
@@ -3019,16 +3209,16 @@ class CertServer(http.server.HTTPServer):
         handler.events = events
 
     def forget(self, handler: CertRequestHandler) -> None:
-        """A connection ends; an import that it asked for ends with it."""
+        """A connection ends; a job that it asked for ends with it."""
         if handler.events:
             self.watch(handler, 0)
         self.connections.discard(handler)
         self._of_peer[handler.station] -= 1
         if not self._of_peer[handler.station]:
             del self._of_peer[handler.station]
-        if self.job and self.job[1] is handler:
-            job, self.job = self.job[0], None
-            job.close()
+        for job in [job for job in self.jobs if job.handler is handler]:
+            self.jobs.remove(job)
+            job.steps.close()
 
     def allows(self, station: str) -> bool:
         """Say whether --allow lets this station in."""
@@ -3047,12 +3237,24 @@ class CertServer(http.server.HTTPServer):
     # -- management ----------------------------------------------------------------------------------------------------
 
     def check_manager(self, handler: CertRequestHandler, head: Head) -> None:
-        """Raise Forbidden unless this is a loopback peer that knows the token."""
+        """Raise Forbidden unless this is a loopback peer that knows the token, or our own page."""
+        self.check_local(handler, head)
+        given = head.headers.get("authorization", "").encode()
+        if not given:
+            self.site.check(head)
+        elif not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+            raise Forbidden("The token is wrong: it is in the store's lock file.")
+
+    def check_local(self, handler: CertRequestHandler, head: Head) -> None:
+        """Raise Forbidden unless this is a loopback peer that means this PC: a page elsewhere may lend us its name."""
         if not is_loopback(handler.station) or not LOOPBACK_HOSTS.fullmatch(head.headers.get("host", "")):
             raise Forbidden("Management is only for programs on this PC.")
-        given = head.headers.get("authorization", "").encode()
-        if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
-            raise Forbidden("The token is wrong: it is in the store's lock file.")
+
+    def start_job(self, name: str, steps: Generator[None, None, None], handler: Optional[CertRequestHandler]) -> None:
+        """Do `steps` between the next turns; they answer `handler`, where there is one."""
+        if handler:
+            handler.waiting = True
+        self.jobs.append(Job(name, steps, handler))
 
     def manage(self, handler: CertRequestHandler, operation: str) -> None:
         """Release or void a certificate, or start an import whose report is the reply."""
@@ -3060,24 +3262,26 @@ class CertServer(http.server.HTTPServer):
             self._start_import(handler)
             return
         if operation not in OPERATIONS:
-            raise BadRequest("There is no such management request.")
+            self.site.post(handler, operation)
+            return
         fields = parse_object(handler.body)
         name, key, reason, who = (
             str(fields.get(field, "")) for field in ("device_name", "product_key", "reason", "who")
         )
         try:
             force = fields.get("force") is True
-            message, kind = self.service.operate(OPERATIONS[operation], name, key, reason, who, force, _now())
+            verb, who = OPERATIONS[operation], who or self.site.who
+            message, kind = self.service.operate(verb, name, key, reason, who, force, _now())
             handler.reply(200, json.dumps({"Status": "OK", "Message": message}).encode(), recorded=True)
             result = RESULTS[kind]
         except CertToolError as error:
             handler.reply(error.http_status, format_error(error), recorded=True)
             result = f"refused: {error.code}"
-        self.turn_events.append(RequestEvent(_now(), handler.station, operation, "-", name, result))
+        self.turn_events.append(RequestEvent(_now(), handler.station, operation, "-", name, result, key))
 
     def _start_import(self, handler: CertRequestHandler) -> None:
         """The body is a line of JSON, {"options": {...}, "files": [[name, size], ...]}, and behind it the files."""
-        if self.job:
+        if any(job.name == "import" for job in self.jobs):
             raise Refused("Another import is under way: wait until it is done, and try again.")
         line, _, rest = handler.body.partition(b"\n")
         handler.body = b""
@@ -3092,31 +3296,50 @@ class CertServer(http.server.HTTPServer):
             raise BadRequest("The import request is malformed.") from None
         if place != len(rest):
             raise BadRequest("The import request does not hold the files that it names.")
-        handler.waiting = True
-        self.job = self.service.import_files(uploads, options), handler
+        options = options._replace(who=options.who or self.site.who)
+        self.start_job("import", self._import(handler, uploads, options), handler)
+
+    def _import(
+        self, handler: CertRequestHandler, uploads: Sequence[Upload], options: ImportOptions
+    ) -> Generator[None, None, None]:
+        report = yield from self.service.import_files(uploads, options)
+        if report.ok and not report.dry_run:
+            batches = f" as batch {', '.join(report.batches)}" if report.batches else ""
+            self.notify(f"Imported {report.imported:,} of {report.read:,} rows{batches}.")
+        body = yield from format_json({"Status": "OK", "Report": report.as_json()})
+        handler.reply(200, body)
 
     def _work(self) -> None:
-        """Do a slice of the import; reply when it is done."""
-        assert self.job
-        job, handler = self.job
+        """Do a slice of the next job that can go on."""
+        for _ in self.jobs:
+            self.jobs.rotate(-1)
+            if self.jobs[-1].can_go_on():
+                break
+        else:
+            return
+        job = self.jobs[-1]
+        handler = job.handler
+        error: Optional[CertToolError] = None
         end = time.monotonic() + SLICE_SECONDS
         try:
             while time.monotonic() < end:
-                next(job)
+                next(job.steps)
             return
-        except StopIteration as done:
-            report: ImportReport = done.value
-            handler.reply(200, json.dumps({"Status": "OK", "Report": report.as_json()}).encode())
-            if report.ok:
-                batches = f" as batch {', '.join(report.batches)}" if report.batches else ""
-                self.notify(f"Imported {report.imported:,} of {report.read:,} rows{batches}.")
-        except CertToolError as error:
-            handler.reply(error.http_status, format_error(error))
-        except Exception as error:
-            self.unexpected(error)
-            handler.reply(500, format_error(CertToolError("The import failed; the server's screen says where.")))
+        except StopIteration:
+            pass
+        except CertToolError as failure:
+            error = failure
+        except Exception as failure:
+            self.unexpected(failure)
+            error = CertToolError("Something unexpected happened here; the server's screen says where.")
+        self.jobs.remove(job)
+        if not handler:
+            return
         handler.waiting = False
-        self.job = None
+        if error and handler.streaming:
+            handler.close()  # what the peer has is seen to be cut short
+        elif error:
+            handler.reply(error.http_status, format_error(error))
         self.again.append(handler)
 
 
@@ -3157,7 +3380,1109 @@ def _why_not_bound(host: str, port: int, error: Exception) -> str:
 
 
 # ======================================================================================================================
-# 12. Console
+# 12. Management page
+# ======================================================================================================================
+# One page with three views, for browsers on this PC. Its source (HTML, CSS, JavaScript) comes first, then who may ask,
+# then what it asks for. The page itself holds no data: everything is asked for with POST /certtool/..., and needs the
+# cookie that the link of `serve` is exchanged for, and our own Origin. Only the CSV is a GET: a browser saves it.
+#
+# What costs time is a job in slices; what every open page asks for each second is built once for all of them.
+
+PAGE_STYLE = r"""
+:root {
+  --back: #f3f5f8; --card: #ffffff; --line: #d5dbe3; --text: #131a22; --soft: #4d5967; --accent: #0b57c2;
+  --on-accent: #ffffff; --good: #14713a; --bad: #b3261e; --bad-back: #fdeceb; --warn: #7a4b00; --warn-back: #fff2d6;
+  --s0: #b9c7d8; --s1: #2f6fde; --s2: #1f8a4c; --s3: #d0342c; --s4: #56606c; color-scheme: light;
+}
+:root[data-theme="dark"] {
+  --back: #0f141a; --card: #192029; --line: #344050; --text: #edf1f5; --soft: #a9b5c2; --accent: #8ab8ff;
+  --on-accent: #0c1520; --good: #6cd794; --bad: #ff9d96; --bad-back: #401a1a; --warn: #ffce73; --warn-back: #3c2c0b;
+  --s0: #4f6077; --s1: #6ea3ff; --s2: #43b874; --s3: #f26a61; --s4: #8a96a3; color-scheme: dark;
+}
+* { box-sizing: border-box; } [hidden] { display: none !important; }
+body { margin: 0; background: var(--back); color: var(--text); font: 15px/1.45 "Segoe UI", system-ui, -apple-system,
+  "Microsoft YaHei", "PingFang SC", "Noto Sans CJK SC", "Noto Sans SC", sans-serif; }
+header, main { max-width: 1360px; margin: 0 auto; padding: 0 20px; }
+.top { background: var(--card); border-bottom: 1px solid var(--line); position: sticky; top: 0; z-index: 1; }
+header { display: flex; align-items: center; gap: 20px; min-height: 56px; flex-wrap: wrap; }
+.brand { font-weight: 700; font-size: 18px; letter-spacing: -.01em; }
+nav { display: flex; gap: 4px; flex: 1; align-self: stretch; }
+nav a { display: flex; align-items: center; padding: 0 14px; color: var(--soft); text-decoration: none;
+  font-weight: 600; border-bottom: 3px solid transparent; border-top: 3px solid transparent; min-height: 44px; }
+nav a:hover { color: var(--text); }
+nav a[aria-current] { color: var(--accent); border-bottom-color: var(--accent); }
+.tools { display: flex; align-items: center; gap: 8px; }
+#live { color: var(--good); font-weight: 600; white-space: nowrap; }
+#live::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 7px;
+  background: currentColor; }
+#live.gone { color: var(--bad); } main { padding-top: 18px; padding-bottom: 40px; }
+h1 { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }
+h2 { font-size: 15px; margin: 0 0 12px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; min-width: 0; }
+.grid { display: grid; gap: 16px; }
+.columns { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); align-items: start; }
+.tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); margin-bottom: 16px; }
+.tile { padding: 12px 18px 14px; }
+.tile p, .label { margin: 0; color: var(--soft); font-size: 13px; font-weight: 600; }
+.big { font-size: 34px; line-height: 1.15; font-weight: 650; letter-spacing: -.02em;
+  font-variant-numeric: tabular-nums; }
+.big small { font-size: 17px; font-weight: 600; letter-spacing: 0; color: var(--soft); }
+#banners { border-radius: 10px; overflow: hidden; margin: 0 0 16px; } #banners:empty { display: none; }
+.banner { padding: 10px 18px; margin: 0; font-weight: 600; font-size: 17px; background: var(--bad-back);
+  color: var(--bad); border-left: 8px solid currentColor; overflow-wrap: anywhere; }
+.banner.warn { background: var(--warn-back); color: var(--warn); }
+.note { color: var(--soft); margin: 8px 0 0; } .fail { color: var(--bad); font-weight: 600; }
+.done { color: var(--good); font-weight: 600; }
+.row { display: flex; gap: 12px; align-items: baseline; justify-content: space-between; flex-wrap: wrap; }
+.key, td.mono, dd, .mono { font-family: Consolas, "SF Mono", "Liberation Mono", monospace; overflow-wrap: anywhere; }
+.key { font-size: 17px; font-weight: 700; }
+.product + .product { border-top: 1px solid var(--line); margin-top: 18px; padding-top: 16px; }
+.left { font-size: 26px; font-weight: 650; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
+.left small { font-size: 14px; color: var(--soft); font-weight: 600; letter-spacing: 0; }
+.low .left { color: var(--bad); } .batch { margin-top: 12px; }
+.bar { display: flex; height: 16px; border-radius: 5px; overflow: hidden; background: var(--line);
+  margin: 5px 0 6px; gap: 1px; }
+.bar i { min-width: 3px; }
+.counts { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 0; padding: 0; list-style: none; font-size: 13px;
+  color: var(--soft); }
+.counts b { color: var(--text); font-variant-numeric: tabular-nums; }
+.counts i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 5px; }
+.c0 { background: var(--s0); } .c1 { background: var(--s1); } .c2 { background: var(--s2); }
+.c3 { background: var(--s3); } .c4 { background: var(--s4); } svg { display: block; width: 100%; height: auto; }
+svg text { font-size: 11px; fill: var(--soft); text-anchor: middle; font-variant-numeric: tabular-nums; }
+svg .value { fill: var(--text); font-weight: 600; }
+svg .f2 { fill: var(--s2); } svg .f3 { fill: var(--s3); } svg .base { stroke: var(--line); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--soft); font-size: 13px; font-weight: 600; white-space: nowrap; }
+td { overflow-wrap: anywhere; } td.time { white-space: nowrap; } td.word { overflow-wrap: normal; }
+td.mono { font-size: 14px; }
+.number { text-align: right; padding-right: 0; padding-left: 10px; white-space: nowrap; }
+tr:last-child td { border-bottom: 0; } .status { white-space: nowrap; font-weight: 600; }
+.status i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
+button, .button, input, select { font: inherit; color: inherit; min-height: 38px; border-radius: 7px; }
+button, .button { border: 1px solid var(--line); background: var(--card); padding: 6px 14px; font-weight: 600;
+  cursor: pointer; display: inline-flex; align-items: center; text-decoration: none; color: var(--text);
+  white-space: nowrap; }
+button:hover:not(:disabled), .button:hover { border-color: var(--accent); color: var(--accent); }
+button.main { background: var(--accent); color: var(--on-accent); border-color: var(--accent); }
+button.main:hover:not(:disabled) { color: var(--on-accent); filter: brightness(1.1); }
+button.danger { color: var(--bad); }
+button:disabled { background: var(--back); color: var(--soft); border-color: var(--line); cursor: not-allowed; }
+button.link { border: 0; background: none; padding: 0; min-height: 24px; color: var(--accent); text-align: left;
+  font-family: inherit; font-weight: 600; text-decoration: underline; text-underline-offset: 2px;
+  overflow-wrap: anywhere; white-space: normal; }
+input, select { border: 1px solid var(--soft); background: var(--card); padding: 6px 10px; width: 100%; }
+input[type="checkbox"] { width: 20px; min-height: 20px; margin: 0 8px 0 0; vertical-align: -4px; }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+label.field input, label.field select { font-weight: 400; font-size: 15px; }
+label.field { display: block; font-weight: 600; font-size: 14px; }
+label.field span { display: block; margin-bottom: 4px; }
+.fields { grid-template-columns: 1fr 1fr; gap: 14px 16px; margin-top: 16px; }
+.drop { display: block; border: 2px dashed var(--soft); border-radius: 10px; padding: 26px 18px; text-align: center;
+  cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
+.drop:hover, .drop.over, .drop:focus-within { border-color: var(--accent); color: var(--accent); }
+.drop:focus-within { outline: 3px solid var(--accent); outline-offset: 2px; }
+.drop small { display: block; color: var(--soft); font-weight: 400; margin-top: 4px; }
+.drop input { position: absolute; opacity: 0; width: 1px; height: 1px; min-height: 0; pointer-events: none; }
+.actions { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; margin-top: 16px; }
+.facts4 { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 12px; } .facts4 .big { font-size: 26px; }
+progress { width: 100%; height: 14px; accent-color: var(--accent); margin-top: 12px; }
+.search { display: flex; gap: 10px; } .search input { font-size: 19px; min-height: 48px; padding: 6px 14px; }
+.filters { grid-template-columns: repeat(3, minmax(0, 1fr)) auto; align-items: end; gap: 12px; margin: 16px 0; }
+.space { margin-top: 16px; }
+dl { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 12px 18px; margin: 12px 0 0; }
+dt { color: var(--soft); font-size: 13px; font-weight: 600; } dd { margin: 1px 0 0; min-height: 22px; }
+dialog { border: 1px solid var(--line); border-radius: 12px; background: var(--card); color: var(--text); padding: 22px;
+  width: min(480px, calc(100vw - 32px)); }
+dialog::backdrop { background: rgb(0 0 0 / 55%); } dialog h2 { font-size: 19px; overflow-wrap: anywhere; }
+.stale { opacity: .55; }
+@media (max-width: 900px) {
+  .columns { grid-template-columns: minmax(0, 1fr); } .tiles, .facts4 { grid-template-columns: 1fr 1fr; }
+  dl { grid-template-columns: 1fr 1fr; }
+}
+@media (max-width: 620px) {
+  header, main { padding-left: 12px; padding-right: 12px; } header { gap: 0 12px; padding-top: 8px; }
+  .brand { flex: 1; } nav { order: 3; flex-basis: 100%; gap: 0; }
+  nav a { flex: 1; justify-content: center; padding: 0 4px; } .tools button { padding: 4px 10px; }
+  .grid { gap: 12px; } .tile { padding: 10px 14px 12px; } .card { padding: 14px; } .big { font-size: 27px; }
+  .fields, .filters { grid-template-columns: 1fr 1fr; } .wide { display: none; } th, td { padding-right: 8px; }
+  th { white-space: normal; } svg text { font-size: 17px; }
+}
+@media print {
+  :root, :root[data-theme="dark"] { --back: #fff; --card: #fff; --text: #000; --soft: #333; --line: #999;
+    --accent: #000; --warn: #000; --warn-back: #fff; --bad: #900; --bad-back: #fff; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } .top { position: static; }
+  nav a:not([aria-current]), .tools, .actions, .search, .filters, button:not(.link) { display: none !important; }
+  .card, tr { break-inside: avoid; } button.link { color: #000; text-decoration: none; }
+  body { font-size: 12px; }
+}
+"""
+
+PAGE_BODY = r"""
+<div class="top"><header>
+  <span class="brand">certtool</span>
+  <nav data-label="views">
+    <a href="#line" data-text="line"></a><a href="#add" data-text="add"></a><a href="#query" data-text="query"></a>
+  </nav>
+  <div class="tools">
+    <span id="live" role="status"></span>
+    <button id="theme" data-text="theme"></button>
+    <button id="language" data-text="language"></button>
+  </div>
+</header></div>
+<main>
+  <div id="banners" role="alert"></div>
+  <section id="line" hidden>
+    <h1 data-text="line"></h1>
+    <div class="grid tiles" id="tiles"></div>
+    <div class="grid columns">
+      <div class="grid">
+        <div class="card"><h2 data-text="stock"></h2><div id="products"></div></div>
+      </div>
+      <div class="grid">
+        <div class="card"><h2 data-text="hours"></h2><div id="chart"></div></div>
+        <div class="card"><h2 data-text="stations"></h2><div id="stations"></div></div>
+        <div class="card"><h2 data-text="events"></h2><div id="feed"></div></div>
+      </div>
+    </div>
+  </section>
+  <section id="add" hidden>
+    <h1 data-text="add"></h1>
+    <div class="grid columns">
+      <form class="card" id="form">
+        <label class="drop" id="drop"><input type="file" id="file" accept=".csv,.txt,text/csv">
+          <span id="chosen"></span><small data-text="dropHint"></small></label>
+        <div class="grid fields">
+          <label class="field"><span data-text="batch"></span><input name="batch" maxlength="100"></label>
+          <label class="field"><span>ProductKey</span><input name="product_key" maxlength="64"></label>
+          <label class="field"><span>ProductSecret</span>
+            <input name="product_secret" type="password" autocomplete="new-password" maxlength="64"></label>
+          <label class="field"><span>ProductID</span><input name="product_id" maxlength="64"></label>
+        </div>
+        <p class="note" data-text="fieldsHint"></p>
+        <div class="actions"><button class="main" data-text="check"></button></div>
+      </form>
+      <div class="card" id="report" role="region" data-label="result" aria-live="polite"></div>
+    </div>
+  </section>
+  <section id="query" hidden>
+    <h1 data-text="query"></h1>
+    <form class="search" id="search">
+      <input id="text" data-label="searchHint" data-hint="searchHint" autocomplete="off" maxlength="64">
+      <button class="main" data-text="find"></button>
+    </form>
+    <p class="fail" id="missed" role="alert" hidden></p>
+    <div class="card space" id="details" role="region" data-label="details" hidden></div>
+    <div class="grid filters">
+      <label class="field"><span data-text="product"></span><select id="productFilter"></select></label>
+      <label class="field"><span data-text="batch"></span><select id="batchFilter"></select></label>
+      <label class="field"><span data-text="status"></span><select id="statusFilter"></select></label>
+      <a class="button" id="download" data-text="download" download></a>
+    </div>
+    <div class="card"><div id="rows"></div>
+      <div class="actions row"><span id="place" class="label" role="status"></span><span class="actions">
+        <button id="first" data-text="first"></button><button id="previous" data-text="previous"></button>
+        <button id="next" data-text="next"></button></span></div>
+    </div>
+  </section>
+</main>
+<dialog id="dialog" aria-labelledby="dialogTitle"><form id="dialogForm" method="dialog">
+  <h2 id="dialogTitle"></h2><p id="dialogText"></p>
+  <label class="field"><span data-text="reason"></span>
+    <input id="reason" required maxlength="200" autocomplete="off"></label>
+  <p id="forceLine"><label><input type="checkbox" id="force"><span data-text="force"></span></label></p>
+  <p class="fail" id="dialogFail" role="alert"></p>
+  <div class="actions"><button class="main" id="confirm"></button>
+    <button type="button" id="cancel" data-text="cancel"></button></div>
+</form></dialog>
+<noscript>JavaScript is needed.</noscript>
+"""
+
+PAGE_SCRIPT = r"""
+"use strict";
+// Every text of the page: English, Chinese.
+const TEXT = {
+  language: ["中文", "English"], views: ["Views", "页面"], theme: ["Light / dark", "明暗"], line: ["Line", "产线"],
+  add: ["Add Device", "添加设备"], query: ["Device Query", "设备查询"], live: ["Live", "实时"],
+  gone: ["No server", "服务器无响应"], stock: ["Stock", "库存"], Unallocated: ["Unallocated", "未分配"],
+  Allocated: ["Allocated", "已分配"], Written: ["Written", "已烧录"], Failed: ["Failed", "烧录失败"],
+  Void: ["Void", "已作废"], product: ["Product", "产品"], batch: ["Batch", "批次"], status: ["Status", "状态"],
+  all: ["All", "全部"], hours: ["Certificates burned, by the hour", "每小时烧录数"], stations: ["Stations", "工位"],
+  station: ["Station", "工位"], last: ["Last contact", "最近联系"], refusals: ["Refused", "被拒绝"],
+  events: ["Latest events", "最新事件"], time: ["Time", "时间"], event: ["Event", "事件"],
+  noStock: ["There is no certificate yet. Add an identity file.", "还没有证书。请先添加设备身份文件。"],
+  noStations: ["No station has asked for anything in the last 12 hours.", "最近 12 小时没有工位发出请求。"],
+  noEvents: ["Nothing has happened yet.", "还没有事件。"],
+  shiftBurned: ["Burned in the last 12 hours", "最近 12 小时烧录"], rate: ["Burned an hour, now", "当前每小时烧录"],
+  yield: ["Yield, last 12 hours", "最近 12 小时良率"], runsOut: ["First stock runs out in", "最先用完的库存还可用"],
+  left: ["left", "剩余"], runsOutIn: ["runs out in {0} at the present rate", "按当前速度还可用 {0}"],
+  lowStock: ["LOW STOCK: {1} certificates of product {0} are left. Add more now.",
+    "库存不足：产品 {0} 只剩 {1} 个证书。请立即添加。"],
+  noneLeft: ["STOCK IS EMPTY: no certificate of product {0} is left. The line stands still until you add more.",
+    "库存用完：产品 {0} 已没有证书。添加之前产线无法继续。"],
+  finished: ["{0} batches with nothing left are not shown here.", "另有 {0} 个已用完的批次未在此显示。"],
+  goneSince: ["The server has not answered since {0}: see its window, and start it again. This is old.",
+    "服务器自 {0} 起没有响应：请查看其窗口并重新启动。此处显示的是旧数据。"],
+  closed: ["This page is locked. Open it with the link that “certtool.py serve” printed when it started.",
+    "此页面已锁定。请用 “certtool.py serve” 启动时显示的链接打开。"], minutes: ["{0} min", "{0} 分钟"],
+  hoursMinutes: ["{0} h {1} min", "{0} 小时 {1} 分钟"], days: ["{0} days", "{0} 天"],
+  choose: ["Choose the identity file, or drop it here", "选择设备身份文件，或拖放到此处"],
+  dropHint: ["CSV from the cloud console. Nothing is added before you have seen what is in it.",
+    "从云控制台下载的 CSV。先显示内容，确认后才会添加。"],
+  fieldsHint: ["ProductKey, ProductSecret and ProductID are for a file that has no such column.",
+    "仅当文件中没有相应的列时，才需要填写 ProductKey、ProductSecret 和 ProductID。"],
+  check: ["Check the file", "检查文件"], result: ["Result", "结果"], checking: ["Reading the file …", "正在读取文件……"],
+  noPreview: ["Choose a file to see what is in it.", "选择文件以查看其内容。"],
+  preview: ["Preview: nothing is added yet", "预览：尚未添加"], read: ["Rows read", "读取行数"],
+  would: ["New", "新证书"], imported: ["Added", "已添加"], duplicates: ["In the store already", "库中已有"],
+  rejected: ["Bad rows", "错误行"], row: ["Line", "行号"], problem: ["What is wrong", "问题"],
+  importAll: ["Add {0} certificates", "添加 {0} 个证书"],
+  importGood: ["Add only the {0} good rows", "只添加 {0} 个正确的行"],
+  mend: ["Mend these rows in the file and choose it again: with a bad row nothing is added.",
+    "请在文件中改正这些行后重新选择：只要有错误行，就不会添加。"],
+  nothingNew: ["There is nothing new in this file.", "此文件中没有新证书。"],
+  ignored: ["Columns not used: {0}", "未使用的列：{0}"], more: ["Show more ({0} left)", "显示更多（还有 {0} 行）"],
+  importing: ["Adding: {0} rows …", "正在添加：{0} 行……"], done: ["The certificates are added", "证书已添加"],
+  file: ["File", "文件"], chooseFirst: ["Choose a file first.", "请先选择文件。"],
+  changed: ["The file cannot be read any more: choose it again.", "无法再读取该文件：请重新选择。"],
+  searchHint: ["DeviceName or DeviceID: scan or type", "DeviceName 或 DeviceID：扫码或输入"], find: ["Query", "查询"],
+  nothing: ["There is no certificate with the DeviceName or DeviceID “{0}”.",
+    "没有 DeviceName 或 DeviceID 为“{0}”的证书。"], download: ["Download as CSV", "下载 CSV"], first: ["First", "首页"],
+  previous: ["Previous", "上一页"], next: ["Next", "下一页"], place: ["{0}–{1} of {2}", "第 {0}–{1} 条，共 {2} 条"],
+  noRows: ["No certificate matches.", "没有符合的证书。"], details: ["Certificate", "证书详情"],
+  history: ["History", "历史记录"], who: ["Who, why", "操作人与原因"],
+  show: ["Show secrets (this is recorded)", "显示密钥（将被记录）"], hide: ["Hide secrets", "隐藏密钥"],
+  close: ["Close", "关闭"], release: ["Release", "释放"], void: ["Void", "作废"], cancel: ["Cancel", "取消"],
+  reason: ["Reason", "原因"], releaseTitle: ["Release {0}?", "释放 {0}？"], voidTitle: ["Void {0}?", "作废 {0}？"],
+  releaseText: ["It goes back to the stock and another device will get it. Only where no device has it any more.",
+    "它将回到库存并分配给其他设备。仅当没有设备再使用它时才可释放。"],
+  voidText: ["It is taken out of use for ever. This cannot be undone.", "它将永久停用，无法撤销。"],
+  force: ["It is Written: the device that has it is scrap.", "它已烧录：持有它的设备已报废。"],
+  import: ["imported", "导入"], allocate: ["allocated", "分配"],
+  rerequest: ["asked again, is Written", "再次请求（已烧录）"], written: ["burn succeeded", "烧录成功"],
+  failed: ["burn failed", "烧录失败"], reveal: ["secrets shown", "查看密钥"], allocated: ["allocated", "已分配"],
+  "same again": ["same again", "与之前相同"], released: ["released", "已释放"],
+  "same again, is Written": ["same again, is Written", "与之前相同，已烧录"], voided: ["voided", "已作废"],
+  refused: ["refused: {0}", "被拒绝：{0}"],
+};
+// The server's sentences in Chinese; in English they are shown as they come.
+const SENTENCES = [
+  [/^Another import is under way.*/, "另一个导入正在进行：请等它完成后再试。"],
+  [/^A quotation mark is not closed.*/, "引号没有闭合，或闭合的引号后还有文字。"],
+  [/^The row has (\d+) cells where the header line has (\d+)\.$/, "此行有 $1 列，而标题行有 $2 列。"],
+  [/^(\w+) is missing\.$/, "缺少 $1。"],
+  [/^(\w+) was rewritten by a spreadsheet.*/, "$1 已被电子表格软件改写：请重新导出文件，不要用电子表格软件保存。"],
+  [/^DeviceName is not 4-32 characters of (.+)$/, "DeviceName 不是 4–32 个字符（$1）。"],
+  [/^(\w+) is not 1-(\d+) printable ASCII.*/, "$1 不是 1–$2 个不含空格的可打印 ASCII 字符。"],
+  [/^(.+) is in the store with another (.+)\.$/, "$1 在库中已有，但 $2 不同。"],
+  [/^DeviceID (.+) has another certificate in the store\.$/, "DeviceID $1 在库中已有另一个证书。"],
+  [/^(.+) stands in the file before, with another secret\.$/, "$1 在文件前面已出现，但密钥不同。"],
+  [/^DeviceID (.+) stands in the file before.*/, "DeviceID $1 在文件前面已出现，但证书不同。"],
+  [/^The file has no certificate in it.*/, "文件中没有证书，只有标题行。"],
+  [/^The header line names (\w+) twice.*/, "标题行中 $1 出现了两次：请去掉一个。"],
+  [/^The first line must name the columns; there is none for (.+)\.$/, "第一行必须是列名；缺少：$1。"],
+  [/^This is a spreadsheet, not a CSV.*/, "这是电子表格，不是 CSV 文件：请另存为 CSV 后再导入。"],
+  [/^The text is neither UTF-8.*/, "文字编码不是 UTF-8、带 BOM 的 UTF-16 或 GB18030：请另存为 CSV UTF-8。"],
+  [/^There is no certificate of this DeviceName.*/, "库中没有此 DeviceName 的证书：请检查名称。"],
+  [/^A reason is needed.*/, "必须填写原因。"],
+  [/^It is not allocated.*/, "它尚未分配，没有可释放的。"],
+  [/^It is void, and.*/, "它已作废，作废的证书不会再分配。"],
+  [/^It is Written, so its secret is in a device.*/, "它已烧录，密钥在设备中：仅当设备已报废时，勾选后释放。"],
+  [/^(.+) is (\w+) already: nothing changed\.$/, "$1 的状态已经是 {$2}，没有变化。"],
+  [/^(.+) was (\w+) and is (\w+) now\.$/, "$1 的状态由 {$2} 变为 {$3}。"],
+  [/^Imported ([\d,]+) of ([\d,]+) rows(?: as batch (.*))?\.$/, "已导入 $1 行（共 $2 行），批次 $3。"],
+  [/^Only (\d+) certificates of product (.+) are left.*/, "产品 $2 只剩 $1 个证书：请添加。"],
+  [/^No certificate of product (.+) is left.*/, "产品 $1 已没有证书：请立即添加。"],
+  [/^The record could not be written \((.+)\).*/, "无法写入记录（$1），因此没有分配任何证书：请清理磁盘空间。"],
+  [/^An? import (?:file )?could not be (?:made|written) \((.+)\).*/, "无法写入导入文件（$1）：请清理磁盘空间。"],
+  [/^The import could not be written \((.+)\).*/, "无法写入导入文件（$1）：请清理磁盘空间。"],
+  [/^Another program changed journal\.csv.*/, "其他程序改动了 journal.csv：请查明原因后重新启动。"],
+  [/^(.+) cannot be read: put it back.*/, "无法读取 $1：请恢复该文件后重新启动。"],
+  [/^A device of the file got another certificate meanwhile.*/, "文件中的某个设备刚刚得到了另一个证书：请重新导入。"],
+];
+const STATUSES = ["Unallocated", "Allocated", "Written", "Failed", "Void"];
+const MORE = 200;  // bad rows shown at a time
+const $ = (id) => document.getElementById(id);
+const zh = () => document.documentElement.lang === "zh";
+const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
+const store = (name, value) => { try { localStorage.setItem(name, value); } catch { /* for this visit only */ } };
+let snapshot = null, goneSince = 0, locked = false, shown = {};
+
+function t(key, ...values) {
+  return TEXT[key][zh() ? 1 : 0].replace(/\{(\d)\}/g, (_, place) => values[place]);
+}
+function say(sentence) {  // one of the server's
+  if (!zh()) return sentence;
+  for (const [pattern, text] of SENTENCES)
+    if (pattern.test(sentence))
+      return sentence.replace(pattern, text).replace(/\{(\w+)\}/g, (all, it) => (STATUSES.includes(it) ? t(it) : all));
+  return sentence;
+}
+function h(tag, properties, ...children) {  // text only ever becomes a text node
+  const svg = ["svg", "g", "rect", "text", "line", "path", "title"].includes(tag);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(properties || {})) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "grow") element.style.flex = `${value} 0 0`;
+    else if (value !== false && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== false));
+  return element;
+}
+const number = (value) => new Intl.NumberFormat(zh() ? "zh-CN" : "en-US").format(value);
+const two = (value) => String(value).padStart(2, "0");
+function clock(ms) {
+  const date = new Date(ms), time = [date.getHours(), date.getMinutes(), date.getSeconds()].map(two).join(":");
+  if (date.toDateString() === new Date().toDateString()) return time;
+  return `${two(date.getMonth() + 1)}-${two(date.getDate())} ${time}`;
+}
+const moment = (iso) => iso.slice(0, 19).replace("T", " ");
+function duration(hours) {
+  if (hours === null) return "—";
+  if (hours >= 48) return t("days", number(Math.floor(hours / 24)));
+  const minutes = Math.floor(hours * 60);
+  return minutes < 60 ? t("minutes", minutes || "< 1") : t("hoursMinutes", Math.floor(minutes / 60), minutes % 60);
+}
+function redraw(id, data, draw) {  // only where something changed: a selected text stays selected
+  const key = JSON.stringify([zh(), data]);
+  if (shown[id] !== key) { shown[id] = key; $(id).replaceChildren(...draw(data)); }
+}
+function table(heads, rows, numbers = []) {
+  const wide = (place) => (rows[0] && rows[0][place].className || "").includes("wide");
+  const side = (place) => [numbers.includes(place) && "number", wide(place) && "wide"].filter(Boolean).join(" ");
+  const top = heads.map((head, place) => h("th", { class: side(place), scope: "col" }, TEXT[head] ? t(head) : head));
+  const one = (each, place) => (each.tagName === "TD" ? each : cell(side(place), each));
+  const line = (cells) => h("tr", {}, ...cells.map(one));
+  return h("table", {}, h("thead", {}, h("tr", {}, ...top)), h("tbody", {}, ...rows.map(line)));
+}
+const cell = (kind, ...children) => h("td", { class: kind }, ...children);
+const note = (text) => h("p", { class: "note" }, text);
+const fail = (text) => h("p", { class: "fail" }, text);
+const button = (properties, text) => h("button", { type: "button", ...properties }, text);
+const badge = (status) => h("span", { class: "status" }, h("i", { class: "c" + STATUSES.indexOf(status) }), t(status));
+
+async function ask(operation, body, type = "application/json") {
+  const data = type === "application/json" ? JSON.stringify(body) : body;
+  const options = { method: "POST", headers: { "Content-Type": type }, body: data };
+  const response = await fetch("/certtool/" + operation, options);
+  const answer = await response.json();
+  if (answer.Status !== "OK") throw Object.assign(new Error(say(answer.Message)), { status: response.status });
+  return answer;
+}
+const reason = (error) => (error instanceof TypeError ? t("gone") : error.message);
+
+// ---- Line -----------------------------------------------------------------------------------------------------------
+async function poll() {
+  try {
+    snapshot = await ask("line", {});
+    goneSince = 0;
+    locked = false;
+  } catch (error) {
+    if (error.status === 403) locked = true;
+    else goneSince = goneSince || Date.now();
+  }
+  drawLine();
+  setTimeout(poll, document.hidden ? 5000 : 1000);
+}
+function drawLine() {
+  const banners = locked ? [["closed"]] : goneSince ? [["goneSince", clock(goneSince)]] : [];
+  const now = snapshot;
+  if (now && !banners.length) {
+    if (now.problem) banners.push(["", now.problem]);
+    for (const product of now.products)
+      if (product.low) banners.push([product.left ? "lowStock" : "noneLeft", product.key, number(product.left)]);
+  }
+  redraw("banners", banners, (list) => list.map(([key, ...values]) =>
+    h("p", { class: key === "lowStock" ? "banner warn" : "banner" }, key ? t(key, ...values) : say(values[0]))));
+  const gone = locked || goneSince > 0;
+  $("live").className = gone ? "gone" : "";
+  if ($("live").textContent !== t(gone ? "gone" : "live")) $("live").textContent = t(gone ? "gone" : "live");
+  document.querySelector("main").classList.toggle("stale", gone && !locked);
+  if (!now) return;
+  redraw("tiles", now.shift, drawTiles);
+  redraw("products", [now.products, now.stocks], drawProducts);
+  redraw("chart", now.hours, drawChart);
+  redraw("stations", now.stations, drawStations);
+  redraw("feed", now.feed, drawFeed);
+  drawFilters();
+  if (importing) drawProgress(now.importing);
+}
+function drawTiles(shift) {
+  const tile = (key, value) => h("div", { class: "card tile" }, h("p", {}, t(key)), h("div", { class: "big" }, value));
+  const tried = shift.written + shift.failed;
+  return [tile("shiftBurned", number(shift.written)), tile("rate", number(Math.round(shift.rate))),
+    tile("yield", tried ? (Math.floor((1000 * shift.written) / tried) / 10).toFixed(1) + " %" : "—"),
+    tile("runsOut", duration(shift.hours_left))];
+}
+function counts(values) {
+  return h("ul", { class: "counts" }, ...STATUSES.map((name, place) =>
+    h("li", {}, h("i", { class: "c" + place }), t(name) + " ", h("b", {}, number(values[place])))));
+}
+function bar(values) {
+  const label = STATUSES.map((name, place) => `${t(name)} ${number(values[place])}`).join(", ");
+  const parts = [2, 3, 1, 4, 0].filter((place) => values[place]);
+  return h("div", { class: "bar", role: "img", "aria-label": label },
+    ...parts.map((place) => h("i", { class: "c" + place, grow: values[place] })));
+}
+function drawProducts([products, stocks]) {
+  if (!products.length) return [note(t("noStock"))];
+  const urgency = (product) => (product.hours_left === null ? Infinity : product.hours_left);
+  const ordered = [...products].sort((a, b) => (urgency(a) < urgency(b) ? -1 : 1));  // what runs out first
+  return ordered.map((product) => {
+    const own = stocks.filter((stock) => stock.product === product.key);
+    const open = own.filter((stock) => stock.counts[0] + stock.counts[1] > 0);
+    const list = (open.length ? open : own.slice(-1)).slice(0, 12);
+    return h("div", { class: product.low ? "product low" : "product" },
+      h("div", { class: "row" }, h("span", { class: "key" }, product.key),
+        h("span", { class: "left" }, number(product.left), h("small", {}, " " + t("left")))),
+      product.hours_left !== null && h("p", { class: "label" }, t("runsOutIn", duration(product.hours_left))),
+      ...list.map((stock) => h("div", { class: "batch" },
+        h("div", { class: "mono" }, stock.batch), bar(stock.counts), counts(stock.counts))),
+      own.length > list.length && note(t("finished", number(own.length - list.length))));
+  });
+}
+function drawChart(hours) {
+  const top = Math.max(1, ...hours.map((hour) => hour.written + hour.failed)), width = 600 / hours.length, parts = [];
+  hours.forEach(({ start, written, failed }, place) => {
+    const x = place * width, good = (130 * written) / top, bad = (130 * failed) / top, date = new Date(start);
+    parts.push(h("rect", { class: "f2", x: x + 5, y: 160 - good, width: width - 10, height: good }),
+      h("rect", { class: "f3", x: x + 5, y: 160 - good - bad, width: width - 10, height: bad }),
+      h("text", { x: x + width / 2, y: 176 }, two(date.getHours()) + ":" + two(date.getMinutes())));
+    const value = { class: "value", x: x + width / 2, y: 154 - good - bad };
+    if (written + failed) parts.push(h("text", value, number(written)));
+  });
+  const label = hours.map((hour) => `${two(new Date(hour.start).getHours())}:00 ${hour.written}`).join(", ");
+  return [h("svg", { viewBox: "0 0 600 184", role: "img", "aria-label": `${t("hours")}: ${label}` }, ...parts,
+    h("line", { class: "base", x1: 0, x2: 600, y1: 160.5, y2: 160.5 })),
+    h("ul", { class: "counts" }, ...[2, 3].map((place) =>
+      h("li", {}, h("i", { class: "c" + place }), t(STATUSES[place]))))];
+}
+function drawStations(stations) {
+  if (!stations.length) return [note(t("noStations"))];
+  return [table(["station", "last", "Allocated", "Written", "Failed", "refusals"],
+    stations.map(([name, seen, taken, ...values]) => [cell("mono", name), cell("time", clock(seen)),
+      cell("number wide", number(taken)), ...values.map(number)]), [2, 3, 4, 5])];
+}
+function result(text) {
+  return text.startsWith("refused: ") ? t("refused", text.slice(9)) : Object.hasOwn(TEXT, text) ? t(text) : say(text);
+}
+function drawFeed(feed) {
+  if (!feed.length) return [note(t("noEvents"))];
+  const rows = feed.map(([time, station, outcome, device, name]) => {
+    const kind = outcome === "Failed" || outcome.startsWith("refused") ? "fail" : outcome === "Written" ? "done" : "";
+    const what = [name, device].filter((part) => part && part !== "-").join(" · ");
+    return [cell("time", clock(time)), cell(kind, result(outcome)), cell("mono", what), cell("mono wide", station)];
+  });
+  return [table(["time", "event", "details", "station"], rows)];
+}
+
+// ---- Add Device -----------------------------------------------------------------------------------------------------
+let file = null, importing = null, checked = 0;
+const report = (...parts) => $("report").replaceChildren(h("h2", {}, t("result")), ...parts);
+
+async function choose(chosen) {
+  if (!chosen) return;
+  try {
+    file = { name: chosen.name, bytes: new Uint8Array(await chosen.arrayBuffer()) };
+  } catch {
+    file = null;
+    report(fail(t("changed")));
+    return;
+  }
+  $("form").elements.batch.value = chosen.name.replace(/\.[^.]*$/, "");
+  drawChosen();
+  check();
+}
+function drawChosen() {
+  $("chosen").textContent = file ? file.name : t("choose");
+  if (!file && !importing) report(note(t("noPreview")));
+}
+function send(dryRun, skipBad) {
+  const options = { dry_run: dryRun, skip_bad: skipBad }, fields = $("form").elements;
+  for (const { name, value } of fields) if (name) options[name] = value.trim();
+  const head = JSON.stringify({ options, files: [[file.name, file.bytes.length]] }) + "\n";
+  return ask("import", new Blob([head, file.bytes]), "application/octet-stream");
+}
+async function check() {
+  if (!file) { report(fail(t("chooseFirst"))); return; }
+  const turn = ++checked;
+  report(note(t("checking")));
+  try {
+    const answer = await send(true, false);
+    if (turn === checked) drawReport(answer.Report, true);
+  } catch (error) {
+    if (turn === checked) report(fail(reason(error)));
+  }
+}
+async function add(skipBad) {
+  const lines = file.bytes.reduce((sum, byte) => sum + (byte === 10), 0);
+  importing = { lines };
+  report(h("p", { id: "progressText" }, t("importing", 0)),
+    h("progress", { id: "progress", max: Math.max(1, lines), value: 0, "aria-label": t("result") }));
+  try {
+    const answer = await send(false, skipBad);
+    drawReport(answer.Report, false);
+    if (answer.Report.ok) {
+      file = null;
+      $("form").reset();
+      $("chosen").textContent = t("choose");
+    }
+  } catch (error) {
+    report(fail(reason(error)));
+  }
+  importing = null;
+}
+function drawProgress(rows) {
+  if (rows === null || !$("progress")) return;
+  $("progress").value = rows;
+  $("progressText").textContent = t("importing", number(rows));
+}
+function drawReport(answer, preview) {
+  const big = (key, value, kind = "") =>
+    h("div", {}, h("p", { class: "label" }, t(key)), h("div", { class: "big " + kind }, number(value)));
+  const good = answer.read - answer.duplicates - answer.rejected, done = answer.ok && !preview;
+  const parts = [h("h2", { class: done ? "done" : "" }, t(preview ? "preview" : done ? "done" : "result")),
+    h("div", { class: "grid facts4" }, big("read", answer.read),
+      preview ? big("would", good) : big("imported", answer.imported), big("duplicates", answer.duplicates),
+      big("rejected", answer.rejected, answer.rejected ? "fail" : ""))];
+  if (answer.batches.length) parts.push(note(`${t("batch")}: ${answer.batches.join(", ")}`));
+  if (!preview && file) parts.push(note(`${t("file")}: ${file.name}`));
+  if (answer.ignored.length) parts.push(note(t("ignored", answer.ignored.join(", "))));
+  if (answer.errors.length) {
+    const rows = h("tbody"), more = h("button", { type: "button" });
+    let place = 0;
+    const grow = () => {
+      for (const error of answer.errors.slice(place, place + MORE))
+        rows.append(h("tr", {}, cell("mono", String(error.line)), cell("", say(error.message))));
+      place += MORE;
+      more.textContent = t("more", number(answer.errors.length - place));
+      more.hidden = place >= answer.errors.length;
+    };
+    more.addEventListener("click", grow);
+    grow();
+    parts.push(fail(t("mend")), h("table", { id: "bad" }, h("thead", {}, h("tr", {},
+      h("th", { scope: "col" }, t("row")), h("th", { scope: "col" }, t("problem")))), rows), more);
+  } else if (preview && !good) parts.push(h("p", {}, t("nothingNew")));
+  if (preview && good && answer.errors.length === answer.rejected) {
+    const bad = answer.rejected > 0, label = t(bad ? "importGood" : "importAll", number(good));
+    parts.push(h("div", { class: "actions" },
+      h("button", { class: bad ? "" : "main", id: "import", type: "button", onclick: () => add(bad) }, label)));
+  }
+  $("report").replaceChildren(...parts);
+}
+
+// ---- Device Query ---------------------------------------------------------------------------------------------------
+let starts = [0], listed = null, current = null, secretsOf = null;
+
+const chosen = (id) => $(id + "Filter").value;
+const filters = () => ({ product_key: chosen("product"), batch: chosen("batch"), status: chosen("status") });
+const keys = (row) => ({ product_key: row.ProductKey, device_name: row.DeviceName });
+function drawFilters() {
+  if (!snapshot) return;
+  const unique = (name) => [...new Set(snapshot.stocks.map((stock) => stock[name]))];
+  const choices = { productFilter: unique("product"), batchFilter: unique("batch"), statusFilter: STATUSES };
+  for (const [id, values] of Object.entries(choices)) {
+    const key = JSON.stringify([zh(), values]);
+    if (shown[id] === key) continue;
+    shown[id] = key;
+    const before = $(id).value;
+    $(id).replaceChildren(h("option", { value: "" }, t("all")),
+      ...values.map((value) => h("option", { value }, id === "statusFilter" ? t(value) : value)));
+    $(id).value = before;
+  }
+}
+async function list() {
+  $("download").href = "/certtool/export?" + new URLSearchParams(filters());
+  try {
+    listed = await ask("query", { ...filters(), start: starts[starts.length - 1] });
+    $("missed").hidden = true;
+  } catch (error) { miss(reason(error)); return; }
+  drawRows();
+}
+function drawRows() {
+  if (!listed) return;
+  const { rows, total, next } = listed, wide = (text) => cell("mono wide", text);
+  const link = (row) => button({ class: "link", onclick: () => open(row, true) }, row.DeviceName);
+  const line = (row) => [cell("mono", link(row)), wide(row.ProductKey), wide(row.Batch), badge(row.Status),
+    cell("mono", row.DeviceID), wide(row.Station), wide(moment(row.AllocatedAt)), wide(moment(row.WrittenAt))];
+  const heads = ["DeviceName", "ProductKey", "batch", "status", "DeviceID", "station", "Allocated", "Written"];
+  $("rows").replaceChildren(rows.length ? table(heads, rows.map(line)) : note(t("noRows")));
+  const from = (starts.length - 1) * listed.size;
+  $("place").textContent = rows.length ? t("place", number(from + 1), number(from + rows.length), number(total)) : "";
+  $("first").disabled = $("previous").disabled = starts.length < 2;
+  $("next").disabled = next === null;
+}
+function miss(sentence) {
+  $("missed").textContent = sentence;
+  $("missed").hidden = false;
+}
+async function find() {
+  const text = $("text").value.trim();
+  $("text").select();
+  if (!text) return;
+  current = null;
+  drawDetails();
+  try {
+    const { rows } = await ask("query", { text });
+    if (!rows.length) miss(t("nothing", text));
+    else if (rows.length === 1) await open(rows[0], false);
+    else {
+      listed = { rows, total: rows.length, next: null, size: rows.length };
+      starts = [0];
+      drawRows();
+    }
+    if (rows.length) $("missed").hidden = true;
+  } catch (error) { miss(reason(error)); }
+}
+async function open(row, focus) {
+  secretsOf = null;
+  try {
+    current = await ask("certificate", keys(row));
+  } catch (error) { miss(reason(error)); return; }
+  drawDetails();
+  if (focus) { $("details").scrollIntoView({ block: "nearest" }); $("closeDetails").focus(); }
+}
+async function reveal() {
+  if (secretsOf) secretsOf = null;
+  else {
+    try {
+      secretsOf = (await ask("reveal", keys(current.row))).Secrets;
+      current = await ask("certificate", keys(current.row));
+    } catch (error) { miss(reason(error)); return; }
+  }
+  drawDetails();
+  $("reveal").focus();
+}
+function drawDetails() {
+  $("details").hidden = !current;
+  if (!current) { $("details").replaceChildren(); return; }
+  const { row, history } = current, fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value || "—"));
+  const secret = (name) => fact(name, secretsOf ? secretsOf[name] : "••••••••");
+  const act = (verb, kind = "") => button({ class: kind, id: verb, onclick: () => confirm(verb) }, t(verb));
+  const close = () => { current = null; drawDetails(); $("text").focus(); };
+  const releasable = ["Allocated", "Written", "Failed"].includes(row.Status);
+  $("details").replaceChildren(
+    h("div", { class: "row" }, h("span", { class: "key" }, row.DeviceName), badge(row.Status)),
+    h("dl", {}, fact("ProductKey", row.ProductKey), fact("ProductID", row.ProductID), fact(t("batch"), row.Batch),
+      fact("CRC32", row.CRC32), fact("DeviceID", row.DeviceID), fact(t("station"), row.Station),
+      fact(t("Allocated"), moment(row.AllocatedAt)), fact(t("Written"), moment(row.WrittenAt)),
+      secret("ProductSecret"), secret("DeviceSecret")),
+    h("div", { class: "actions" }, button({ id: "reveal", onclick: reveal }, t(secretsOf ? "hide" : "show")),
+      releasable && act("release"), row.Status !== "Void" && act("void", "danger"),
+      button({ id: "closeDetails", onclick: close }, t("close"))),
+    h("h2", { class: "space" }, t("history")),
+    table(["time", "event", "who", "DeviceID", "station"], history.map((event) =>
+      [moment(event.time), cell("word", t(event.kind)), [event.who, event.reason].filter(Boolean).join(": ") || "—",
+        cell("mono", event.device_id || "—"), cell("mono wide", event.station || "—")])));
+}
+function confirm(verb) {
+  const { row } = current;
+  $("dialog").dataset.verb = verb;
+  $("dialogTitle").textContent = t(verb + "Title", row.DeviceName);
+  $("dialogText").textContent = t(verb + "Text");
+  $("confirm").textContent = t(verb);
+  $("reason").value = "";
+  $("force").checked = false;
+  $("dialogFail").textContent = "";
+  $("forceLine").hidden = verb !== "release" || row.Status !== "Written";
+  $("dialog").showModal();
+  $("reason").focus();
+}
+async function operate() {
+  const { row } = current;
+  const fields = { ...keys(row), reason: $("reason").value, force: $("force").checked };
+  try {
+    await ask($("dialog").dataset.verb, fields);
+  } catch (error) { $("dialogFail").textContent = reason(error); return; }
+  $("dialog").close();
+  await Promise.all([open(row, true), list()]);
+}
+
+// ---- All views ------------------------------------------------------------------------------------------------------
+function view() {
+  const wanted = ["line", "add", "query"].includes(location.hash.slice(1)) ? location.hash.slice(1) : "line";
+  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== wanted;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === "#" + wanted) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `${t(wanted)} – certtool`;
+  window.scrollTo(0, 0);
+  if (wanted === "query") { $("text").focus(); list(); }
+}
+function speak(language) {
+  document.documentElement.lang = language;
+  for (const element of document.querySelectorAll("[data-text], [data-label], [data-hint]")) {
+    const { text, label, hint } = element.dataset;
+    if (text) element.textContent = t(text);
+    if (label) element.setAttribute("aria-label", t(label));
+    if (hint) element.placeholder = t(hint);
+  }
+  $("language").lang = zh() ? "en" : "zh";
+  shown = {};
+  drawChosen();
+  drawLine();
+  drawRows();
+  drawDetails();
+}
+function theme(name) { document.documentElement.dataset.theme = name; }
+function turnTheme() {
+  theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+  store("theme", document.documentElement.dataset.theme);
+}
+function over(event) {
+  event.preventDefault();
+  $("drop").classList.toggle("over", event.type === "dragover");
+  if (event.type === "drop") choose(event.dataTransfer.files[0]);
+}
+
+theme(stored("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
+speak(stored("language") || ((navigator.language || "").startsWith("zh") ? "zh" : "en"));
+$("theme").onclick = turnTheme;
+$("language").onclick = () => { speak(zh() ? "en" : "zh"); store("language", document.documentElement.lang); view(); };
+$("file").onchange = () => choose($("file").files[0]);
+$("file").onclick = () => { $("file").value = ""; };
+$("form").onsubmit = (event) => { event.preventDefault(); check(); };
+$("form").onchange = (event) => { if (event.target !== $("file") && file) check(); };
+$("drop").ondragover = $("drop").ondragleave = $("drop").ondrop = over;
+$("search").onsubmit = (event) => { event.preventDefault(); find(); };
+for (const id of ["productFilter", "batchFilter", "statusFilter"]) $(id).onchange = () => { starts = [0]; list(); };
+$("first").onclick = () => { starts = [0]; list(); };
+$("previous").onclick = () => { starts.pop(); list(); };
+$("next").onclick = () => { starts.push(listed.next); list(); };
+$("dialogForm").onsubmit = (event) => { event.preventDefault(); operate(); };
+$("cancel").onclick = () => $("dialog").close();
+window.onhashchange = view;
+view();
+poll();
+"""  # noqa: RUF001 - Chinese
+
+PAGE_TYPE = "text/html; charset=utf-8"
+PAGE_ROWS = 50  # certificates listed at a time
+FEED_LENGTH = 40  # events shown
+SNAPSHOT_SECONDS = 1.0  # for which all pages get the same figures
+CSV_LINES = 100  # sent in one piece of a download
+
+HOUR, MINUTE = 3_600_000, 60_000  # milliseconds
+SHIFT_HOURS = 12  # looked back on
+STATIONS_SHOWN = 60  # the latest
+RATE_MINUTES = 15  # that the present rate is measured over
+MAX_SUMS = 500  # (product, station) pairs counted one by one in an hour
+RECOVERED_BYTES = 32 * 1024 * 1024  # of the journal, at most, that tell of the time before a start
+COUNTED = {"allocated": 0, "Written": 1, "Failed": 2}  # results, and their place in a sum; refusals are the fourth
+RECOVERED = {"allocate": "request", "rerequest": "request", "written": "burned", "failed": "failed"}  # kind, action
+
+CLOSED = "This page is locked: open it with the link that certtool.py serve printed when it started."
+PAGE_HEADERS = (
+    "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
+    "Cross-Origin-Resource-Policy: same-origin\r\nCross-Origin-Opener-Policy: same-origin\r\n"
+)
+
+Sums = Dict[int, Dict[Tuple[str, str], List[int]]]  # by hour or minute since 1970, then by product and station
+
+
+def _csp_hash(source: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
+
+
+class Activity:
+    """What happened in the last hours: sums of allocated, Written, Failed and refused, and the latest events.
+
+    It is fed with what is durable only.
+    """
+
+    def __init__(self) -> None:
+        self.hours: Sums = {}
+        self.minutes: Sums = {}
+        self.seen: Dict[str, int] = {}  # when each station was last heard of
+        self.events: Deque[RequestEvent] = deque(maxlen=FEED_LENGTH)
+
+    def add(self, event: RequestEvent) -> None:
+        """Count an event."""
+        self.events.append(event)
+        if event.action in OPERATIONS or not event.station:
+            return  # a person's, or a sentence for one
+        self.seen[event.station] = event.time
+        column = 3 if event.result.startswith("refused") else COUNTED.get(event.result)
+        if column is not None:
+            key = event.product_key, event.station
+            self._count(self.hours, event.time // HOUR, SHIFT_HOURS, key, column)
+            self._count(self.minutes, event.time // MINUTE, RATE_MINUTES, key, column)
+
+    def _count(self, sums: Sums, period: int, kept: int, key: Tuple[str, str], column: int) -> None:
+        if period not in sums:
+            sums[period] = {}
+            for old in [old for old in sums if old <= period - kept]:
+                del sums[old]
+            if sums is self.hours:
+                stations = {station for counts in sums.values() for _, station in counts}
+                self.seen = {
+                    station: at for station, at in self.seen.items() if station in stations or at // HOUR == period
+                }
+        counts = sums[period]
+        if key not in counts and len(counts) >= MAX_SUMS:
+            key = "", "..."
+        counts.setdefault(key, [0, 0, 0, 0])[column] += 1
+
+    def recover(self, store: Store, now: int) -> Generator[None, None, None]:
+        """Take over what the journal tells of the time before the server started."""
+        before = Activity()
+        for event in store.look_back([f",{kind},".encode() for kind in RECOVERED], RECOVERED_BYTES):
+            if event and event.kind in RECOVERED and now - SHIFT_HOURS * HOUR < event.time <= now:
+                before.add(
+                    RequestEvent(
+                        event.time,
+                        event.station,
+                        RECOVERED[event.kind],
+                        event.device_id,
+                        event.device_name,
+                        RESULTS[event.kind],
+                        event.product_key,
+                    )
+                )
+            yield
+        for ours, theirs in ((self.hours, before.hours), (self.minutes, before.minutes)):
+            for period, counts in theirs.items():
+                for key, values in counts.items():
+                    sums = ours.setdefault(period, {}).setdefault(key, [0, 0, 0, 0])
+                    sums[:] = [a + b for a, b in zip(sums, values)]
+        self.seen = {**before.seen, **self.seen}
+        self.events = deque([*before.events, *self.events], FEED_LENGTH)
+
+    def snapshot(self, products: Iterable[Product], now: int) -> Dict[str, Any]:
+        """Return what the page shows of it, with the rates that the last minutes give."""
+        first_hour = now // HOUR - SHIFT_HOURS + 1
+        by_hour = {hour: [0, 0, 0, 0] for hour in range(first_hour, first_hour + SHIFT_HOURS)}
+        by_station: Dict[str, List[int]] = {station: [0, 0, 0, 0] for station in self.seen}
+        for hour, sums in self.hours.items():
+            for (_, station), counts in sums.items():
+                totals = by_hour.get(hour, [0, 0, 0, 0]), by_station.setdefault(station, [0, 0, 0, 0])
+                for total in totals:
+                    total[:] = map(operator.add, total, counts)
+        recent = [minute for minute in self.minutes if now // MINUTE - RATE_MINUTES < minute <= now // MINUTE]
+        span = max(now - min(recent, default=0) * MINUTE, MINUTE) / HOUR
+        taken: Dict[str, int] = {}
+        written = 0
+        for minute in recent:
+            for (key, _), counts in self.minutes[minute].items():
+                taken[key] = taken.get(key, 0) + counts[0]
+                written += counts[1]
+        rows = [
+            {
+                "key": product.key,
+                "counts": product.counts,
+                "left": product.free,
+                "low": product.free < product.low,
+                "hours_left": product.free * span / taken[product.key] if taken.get(product.key) else None,
+            }
+            for product in products
+        ]
+        latest = sorted(self.seen.items(), key=lambda item: -item[1])
+        return {
+            "products": rows,
+            "shift": {
+                "written": sum(counts[1] for counts in by_hour.values()),
+                "failed": sum(counts[2] for counts in by_hour.values()),
+                "rate": written / span,
+                "hours_left": min((row["hours_left"] for row in rows if row["hours_left"] is not None), default=None),
+            },
+            "hours": [{"start": hour * HOUR, "written": c[1], "failed": c[2]} for hour, c in by_hour.items()],
+            "stations": [[station, at, *by_station[station]] for station, at in latest[:STATIONS_SHOWN]],
+            "feed": [[e.time, e.station, e.result, e.device_id, e.device_name] for e in reversed(self.events)],
+        }
+
+
+class Page(Site):
+    """The management page of a server whose store is open. `who` stands in the journal for what is done on it."""
+
+    def __init__(self, server: CertServer, who: str) -> None:
+        self.server = server
+        self.who = who
+        self.activity = Activity()
+        self._token, self._session = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+        self._cookie = f"certtool-{server.server_port}"  # a browser does not tell ports apart
+        self._snapshot, self._snapshot_at = b"", 0.0
+        self._html = (
+            f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>certtool</title>'
+            f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+            f"<style>{PAGE_STYLE}</style></head><body>{PAGE_BODY}<script>{PAGE_SCRIPT}</script></body></html>"
+        ).encode()
+        self._policy = (
+            f"Content-Security-Policy: default-src 'none'; script-src {_csp_hash(PAGE_SCRIPT)}; "
+            f"style-src {_csp_hash(PAGE_STYLE)}; connect-src 'self'; img-src data:; base-uri 'none'; "
+            f"form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'\r\n{PAGE_HEADERS}"
+        )
+        server.start_job("recover", self.activity.recover(server.service.store, _now()), None)
+
+    def link(self) -> str:
+        """The address that opens the page: it holds the token, so it is for the operator alone."""
+        host = "[::1]" if self.server.server_name == "::1" else "127.0.0.1"
+        return f"http://{host}:{self.server.server_port}/?token={self._token}"
+
+    def events(self, events: Sequence[RequestEvent]) -> None:
+        """See requests whose records are durable."""
+        for event in events:
+            self.activity.add(event)
+
+    def notice(self, sentence: str) -> None:
+        """See a sentence for the operator."""
+        self.activity.add(RequestEvent(_now(), "", "-", "", "", sentence))
+
+    # -- who may ask ---------------------------------------------------------------------------------------------------
+
+    def check(self, head: Head) -> None:
+        """Raise Forbidden unless the request has our cookie and comes from our page."""
+        session = ""
+        for part in head.headers.get("cookie", "").split(";"):
+            name, _, value = part.strip().partition("=")
+            session = value if name == self._cookie else session
+        if not hmac.compare_digest(session.encode(), self._session.encode()):
+            raise Forbidden(CLOSED)
+        if head.method == "GET":
+            ours = head.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+        else:
+            ours = head.headers.get("origin", "").lower() == f"http://{head.headers['host']}".lower()
+        if not ours:
+            raise Forbidden("Only the management page may ask this.")
+        wanted = "application/octet-stream" if head.path == MANAGEMENT + "import" else "application/json"
+        if head.method == "POST" and head.headers.get("content-type", "").lower() != wanted:
+            raise BadRequest(f"The content type must be {wanted}.")
+
+    def get(self, handler: CertRequestHandler) -> None:
+        """Show the page, exchange the link's token for the cookie, or send the CSV."""
+        self.server.check_local(handler, handler.request_head)
+        path, _, text = handler.path.partition("?")
+        query = dict(urllib.parse.parse_qsl(text))
+        if path == "/" and "token" in query:
+            right = hmac.compare_digest(query["token"].encode("utf-8", "replace"), self._token.encode())
+            cookie = f"Set-Cookie: {self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict\r\n"
+            handler.reply(303, b"", more=f"Location: /\r\n{cookie if right else ''}{PAGE_HEADERS}")
+        elif path == "/":
+            handler.reply(200, self._html, content_type=PAGE_TYPE, more=self._policy)
+        elif path == MANAGEMENT + "export":
+            self.server.check_manager(handler, handler.request_head)
+            self.server.start_job("export", self._export(handler, query), handler)
+        else:
+            raise BadRequest("There is no such page.", 404)
+
+    def post(self, handler: CertRequestHandler, operation: str) -> None:
+        """Answer what the page asks for."""
+        if operation == "line":
+            handler.reply(200, self._line(), more=PAGE_HEADERS)
+            return
+        fields = parse_object(handler.body)
+        name, key = str(fields.get("device_name", "")), str(fields.get("product_key", ""))
+        if operation == "query":
+            self.server.start_job("query", self._query(handler, fields), handler)
+        elif operation == "certificate":
+            self.server.start_job("certificate", self._certificate(handler, name, key), handler)
+        elif operation == "reveal":
+            found = self.server.service.reveal(name, key, self.who, _now())
+            handler.reply(
+                200, json.dumps({"Status": "OK", "Secrets": found}).encode(), recorded=True, more=PAGE_HEADERS
+            )
+        else:
+            super().post(handler, operation)
+
+    # -- what it asks for ----------------------------------------------------------------------------------------------
+
+    def _line(self) -> bytes:
+        server, state = self.server, self.server.service.state
+        if server.now >= self._snapshot_at + SNAPSHOT_SECONDS or not self._snapshot:
+            self._snapshot_at = server.now
+            importing = server.service.importing
+            snapshot = {
+                "Status": "OK",
+                **self.activity.snapshot(state.products.values(), _now()),
+                "stocks": [{"product": s.product_key, "batch": s.batch, "counts": s.counts} for s in state.stocks],
+                "importing": importing.read if importing else None,
+                "problem": server.failing,
+            }
+            self._snapshot = json.dumps(snapshot).encode()
+        return self._snapshot
+
+    def _filters(self, fields: Mapping[str, Any]) -> Tuple[Optional[str], Optional[str], Optional[int]]:
+        status = fields.get("status")
+        number = STATUS_NAMES.index(status) if status in STATUS_NAMES else None
+        return fields.get("product_key") or None, fields.get("batch") or None, number
+
+    def _row(self, number: int) -> Dict[str, str]:
+        return dict(zip(QUERY_COLUMNS, self.server.service.row(number)))
+
+    def _query(self, handler: CertRequestHandler, fields: Mapping[str, Any]) -> Generator[None, None, None]:
+        """List what has a DeviceName or DeviceID, or what passes the filters, from the number `start` on."""
+        state, text = self.server.service.state, str(fields.get("text", ""))
+        numbers: List[int] = []
+        following = None
+        if text:
+            held = [product.devices.get(text) for product in state.products.values()]
+            named = [number for _, number in state.find(text)]
+            numbers = sorted({number for number in [*held, *named] if number is not None})
+            total = len(numbers)
+            numbers = numbers[:PAGE_ROWS]
+        else:
+            key, batch, status = self._filters(fields)
+            total = sum(
+                sum(stock.counts) if status is None else stock.counts[status]
+                for stock in state.stocks
+                if key in (None, stock.product_key) and batch in (None, stock.batch)
+            )
+            start = fields.get("start")
+            for number in state.select(key, batch, status, start if type(start) is int and start > 0 else 0):
+                if number is None:
+                    yield
+                elif len(numbers) < PAGE_ROWS:
+                    numbers.append(number)
+                else:
+                    following = number
+                    break
+        answer = {"rows": [self._row(n) for n in numbers], "total": total, "next": following, "size": PAGE_ROWS}
+        handler.reply(200, json.dumps({"Status": "OK", **answer}).encode(), more=PAGE_HEADERS)
+
+    def _certificate(self, handler: CertRequestHandler, name: str, key: str) -> Generator[None, None, None]:
+        """Tell all about one certificate, with its history from the journal."""
+        service = self.server.service
+        _, number = service.find(name, key)
+        history = []
+        rows = 0  # of the imports so far
+        for event in service.store.look_back([b",import,", f",{encode_cell(name)},".encode()]):
+            if event is None:
+                yield
+                continue
+            ours = event.device_name == name and event.product_key == key
+            if event.kind == "import":
+                ours = rows <= number < rows + event.detail["rows"]
+                rows += event.detail["rows"]
+            if ours:
+                who, why = event.detail.get("who", ""), event.detail.get("reason", "")
+                facts = {"time": format_time(event.time), "kind": event.kind, "station": event.station}
+                history.append({**facts, "device_id": event.device_id, "who": who, "reason": why})
+        answer = yield from format_json({"Status": "OK", "row": self._row(number), "history": history})
+        handler.reply(200, answer, more=PAGE_HEADERS)
+
+    def _export(self, handler: CertRequestHandler, query: Mapping[str, str]) -> Generator[None, None, None]:
+        """Send what passes the filters as CSV, without secrets, in pieces whose number nobody knows before."""
+        service = self.server.service
+        name = f"certtool-{format_time(_now())[:16].replace(':', '')}.csv"
+        head = (
+            f"HTTP/1.1 200 OK\r\nContent-Type: text/csv; charset=utf-8\r\nTransfer-Encoding: chunked\r\n"
+            f'Content-Disposition: attachment; filename="{name}"\r\n{PAGE_HEADERS}\r\n'
+        ).encode()
+        lines = ["\ufeff" + ",".join(QUERY_COLUMNS)]  # the mark tells spreadsheets that it is UTF-8
+        for number in itertools.chain(service.state.select(*self._filters(query)), [None]):
+            if number is not None:
+                lines.append(",".join(map(encode_cell, service.row(number)[: len(QUERY_COLUMNS)])))
+            if lines and (number is None or len(lines) >= CSV_LINES):
+                data = "".join(line + "\r\n" for line in lines).encode()
+                handler.stream(b"%s%x\r\n%s\r\n" % (head, len(data), data))
+                head, lines = b"", []
+                yield
+        handler.stream(b"0\r\n\r\n", last=True)
+
+
+# ======================================================================================================================
+# 13. Console
 # ======================================================================================================================
 # A click into a Windows console stops every write to it until Enter. So one thread prints from bounded queues, and no
 # request ever waits for it. A line an event; when the production line is faster than an eye, a line a second instead.
@@ -3243,12 +4568,12 @@ def _clock(moment: int) -> str:
 
 
 def _event_line(event: RequestEvent) -> str:
-    moment, station, action, device_id, device_name, result = event
+    moment, station, action, device_id, device_name, result, _ = event
     return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<25} {device_name:<20} {result}"
 
 
 # ======================================================================================================================
-# 13. Station
+# 14. Station
 # ======================================================================================================================
 # The other side of the wire, as a programmer or a device does it: one connection for each request, a limit on all it
 # waits for and on all it takes. A request with a DeviceID is repeated when the network fails, since it gets the same
@@ -3452,23 +4777,10 @@ def play_line(station: Station, product_key: str, prefix: str, count: int, stati
 
 
 # ======================================================================================================================
-# 14. Command line
+# 15. Command line
 # ======================================================================================================================
 # Exit codes: 0 done, 1 refused or failed, 2 usage. Errors are translated here, once: one line on stderr, no traceback.
 
-QUERY_COLUMNS = (
-    "DeviceName",
-    "ProductKey",
-    "ProductID",
-    "Batch",
-    "Status",
-    "DeviceID",
-    "Station",
-    "AllocatedAt",
-    "WrittenAt",
-    "CRC32",
-)
-SECRET_COLUMNS = ("ProductSecret", "DeviceSecret")
 TABLE_LIMIT = 50  # rows of a table on a terminal, unless --limit says otherwise
 MANAGEMENT_SECONDS = 900.0  # for a running server to import what we hand it
 
@@ -3558,6 +4870,8 @@ def _add_store_commands(add: AddCommand) -> None:
     )
     serve.add_argument("--mirror", type=os.path.abspath, metavar="DIR", help="second copy, on another disk")
     serve.add_argument("--require-device-id", action="store_true", help="refuse requests without a DeviceID")
+    serve.add_argument("--open", action="store_true", help="open the management page in the browser")
+    serve.add_argument("--no-page", action="store_true", help="serve no management page")
 
     importing = add("import", run_import, "Add certificates to the store, also beside a running server.")
     importing.add_argument("files", nargs="+", metavar="FILE", help="identity file (CSV)")
@@ -3724,21 +5038,29 @@ def run_serve(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
     uploads = [_read_upload(path) for path in options.files]
     console = Console(sys.stdout)
+
+    def notify(sentence: str) -> None:
+        console.notify(sentence)
+        server.site.notice(sentence)
+
     try:
         server = CertServer(
-            options.host, options.port, console.events, console.notify, options.allow, options.crc_format == "int"
+            options.host, options.port, console.events, notify, options.allow, options.crc_format == "int"
         )
         with server:
             store, state = _open_store(options, writer=True)
             with contextlib.closing(store):
-                server.service = Service(store, state, console.notify, options.require_device_id)
+                server.service = Service(store, state, notify, options.require_device_id)
                 if uploads:
                     _import_first(server.service, uploads)
                 _announce(server, store)
                 _stop_on_signals(server)
                 gc.freeze()  # the state lives as long as the process: do not search a million strings for garbage
                 gc.set_threshold(100_000)  # requests leave none but by an error
-                _print_start(server, store, state)
+                _print_start(store, state)
+                if not options.no_page:
+                    _serve_page(server, options.open)
+                _print_ready(server)
                 server.serve_forever()
     finally:
         clean = console.close()
@@ -3776,7 +5098,7 @@ def _stop_on_signals(server: CertServer) -> None:
         signal.signal(signal.SIGBREAK, stop)
 
 
-def _print_start(server: CertServer, store: Store, state: State) -> None:
+def _print_start(store: Store, state: State) -> None:
     print(f"certtool {__version__}, CRC32 by {crc32_name()}, store {store.folder}")
     for product in state.products.values():
         left = product.free
@@ -3784,6 +5106,22 @@ def _print_start(server: CertServer, store: Store, state: State) -> None:
         print(f"Product {product.key}: {left:,} of {product.total:,} certificates left{low}")
     if not state.products:
         print("There is no certificate yet: add some with certtool.py import FILE, also while this runs.")
+
+
+def _serve_page(server: CertServer, show: bool) -> None:
+    page = server.site = Page(server, f"{_who()} (page)")
+    print(f"Page for this PC alone: {page.link()}")
+    if show:
+        threading.Thread(target=_open_browser, args=(page.link(),), daemon=True).start()
+
+
+def _open_browser(link: str) -> None:
+    import webbrowser  # noqa: PLC0415 - only for --open
+
+    webbrowser.open(link)
+
+
+def _print_ready(server: CertServer) -> None:
     host, port = str(server.server_address[0]), server.server_port
     hosts = ["127.0.0.1", *_lan_addresses()] if host == "0.0.0.0" else [f"[{host}]" if ":" in host else host]
     print("Waiting for client request: " + "  ".join(f"http://{name}:{port}" for name in hosts), flush=True)
@@ -4044,7 +5382,7 @@ def run_query(options: argparse.Namespace) -> int:
     if limit is None and options.format == "table" and sys.stdout.isatty():
         limit = TABLE_LIMIT
     with contextlib.closing(store):
-        found = itertools.islice(_query(options, store, state), None if limit is None else limit + 1)
+        found = itertools.islice(_query(options, Service(store, state)), None if limit is None else limit + 1)
         first = next(found, None)
         rows = itertools.chain([] if first is None else [first], found)
         if options.format == "table":
@@ -4057,43 +5395,28 @@ def run_query(options: argparse.Namespace) -> int:
     return 0
 
 
-def _query(options: argparse.Namespace, store: Store, state: State) -> Iterator[Tuple[str, ...]]:
-    """Yield the cells, secrets last, of each certificate that passes the filters, in the order of import."""
-    numbers: Iterable[int]
-    key = options.product_key or ""
+def _query(options: argparse.Namespace, service: Service) -> Iterator[Tuple[str, ...]]:
+    """Yield the row of each certificate that passes the filters, in the order of import."""
+    state, key, device_id = service.state, options.product_key, options.device_id
+    numbers: Iterable[Optional[int]]
     if options.device_name is not None:
-        numbers = [number for _, number in state.find(options.device_name, key)]
-    elif options.device_id is not None:
-        products = [product for product in state.products.values() if key in ("", product.key)]
-        numbers = [product.devices[options.device_id] for product in products if options.device_id in product.devices]
-    elif key:
-        numbers = state.products[key].names.values() if key in state.products else []
+        numbers = [number for _, number in state.find(options.device_name, key or "")]
+    elif device_id is not None:
+        numbers = [product.devices[device_id] for product in state.products.values() if device_id in product.devices]
     else:
-        numbers = range(len(state.names))
+        numbers = state.select(key, options.batch, options.status)
+    wanted = {
+        "ProductKey": key,
+        "Batch": options.batch,
+        "Status": None if options.status is None else STATUS_NAMES[options.status],
+        "DeviceID": device_id,
+    }
+    filters = [(QUERY_COLUMNS.index(name), value) for name, value in wanted.items() if value is not None]
     for number in numbers:
-        record = state.record(number)
-        if options.status is not None and record.status != options.status:
-            continue
-        if options.device_id is not None and record.device_id != options.device_id:
-            continue
-        batch = state.batch(number)
-        if options.batch is not None and batch != options.batch:
-            continue
-        credential, checksum = store.certificate(number)
-        yield (
-            credential.device_name,
-            credential.product_key,
-            credential.product_id,
-            batch,
-            STATUS_NAMES[record.status],
-            record.device_id,
-            record.station,
-            format_time(record.allocated_at),
-            format_time(record.written_at),
-            checksum,
-            credential.product_secret,
-            credential.device_secret,
-        )
+        if number is not None:
+            row = service.row(number)
+            if all(row[place] == value for place, value in filters):
+                yield row
 
 
 def _print_json(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -170,6 +170,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Small:
         lambda: service.operate(RELEASE, "lamp-0001", "a1Key", 'a "scrap", =1', "grüße", True, 1_800_000_000_005),
         lambda: service.operate(MAKE_VOID, "lamp-0003", "a1Key", "lost", "me", False, 1_800_000_000_006),
         lambda: opened.store.append(Event("restore", 1_800_000_000_007, detail={"who": "me", "reason": "lost"})),
+        lambda: service.reveal("lamp-0002", "a1Key", "me", 1_800_000_000_008),
     ]
     states = {}
     for step in steps:
@@ -372,24 +373,25 @@ def sealed(small: Small, *bodies: str) -> bytes:
 
 
 NOW = "2026-11-24T08:00:00.000+00:00"
+NEXT = 12  # the sequence number after the small journal's last
 NOT_AN_EVENT = "is not an event"
 NEWER = "was written by a newer certtool: use that one."
 UNKNOWN = "names a certificate that no import holds"
 WRONG_EVENTS = {
-    f"11,{NOW},split,,,,,": NEWER,
-    f"11,{NOW},split,,,,,{{}}": NEWER,
-    f"12,{NOW},allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    f"{NEXT},{NOW},split,,,,,": NEWER,
+    f"{NEXT},{NOW},split,,,,,{{}}": NEWER,
+    f"{NEXT + 1},{NOW},allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
     f"x,{NOW},allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
-    "11,2026-11-24,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
-    "11,yesterday,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
-    f"11,{NOW},allocate,a1Key,lamp-0001,AA,x": NOT_AN_EVENT,
-    f"11,{NOW},allocate,a1Key,lamp-0001,AA,x,,": NOT_AN_EVENT,
-    f'11,{NOW},allocate,a1Key,lamp-0001,"AA,x,': NOT_AN_EVENT,
-    f"11,{NOW},allocate,a1Key,lamp-0001,AA,x,nonsense": NOT_AN_EVENT,
-    f'11,{NOW},store,,,,,"{{""version"":1}}"': NOT_AN_EVENT,
-    f"11,{NOW},written,a1Key,nobody00,AA,x,": UNKNOWN,
-    f"11,{NOW},written,c3Key,lamp-0001,AA,x,": UNKNOWN,
-    f"11,{NOW},import,,,,,": "the import at .* lacks its details",
+    f"{NEXT},2026-11-24,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    f"{NEXT},yesterday,allocate,a1Key,lamp-0001,AA,x,": NOT_AN_EVENT,
+    f"{NEXT},{NOW},allocate,a1Key,lamp-0001,AA,x": NOT_AN_EVENT,
+    f"{NEXT},{NOW},allocate,a1Key,lamp-0001,AA,x,,": NOT_AN_EVENT,
+    f'{NEXT},{NOW},allocate,a1Key,lamp-0001,"AA,x,': NOT_AN_EVENT,
+    f"{NEXT},{NOW},allocate,a1Key,lamp-0001,AA,x,nonsense": NOT_AN_EVENT,
+    f'{NEXT},{NOW},store,,,,,"{{""version"":1}}"': NOT_AN_EVENT,
+    f"{NEXT},{NOW},written,a1Key,nobody00,AA,x,": UNKNOWN,
+    f"{NEXT},{NOW},written,c3Key,lamp-0001,AA,x,": UNKNOWN,
+    f"{NEXT},{NOW},import,,,,,": "the import at .* lacks its details",
 }
 
 
@@ -399,7 +401,7 @@ def test_a_line_that_is_sealed_but_makes_no_sense_is_refused_by_its_number(body:
     with pytest.raises(StoreError, match=rf"^journal\.csv.*({WRONG_EVENTS[body]})"):
         read_store(small.folder)
     if "lacks its details" not in WRONG_EVENTS[body]:
-        with pytest.raises(StoreError, match="line 12 "):
+        with pytest.raises(StoreError, match=f"line {NEXT + 1} "):
             read_store(small.folder)
 
 
@@ -413,7 +415,7 @@ ODD_DETAILS = [
 
 @pytest.mark.parametrize("event", ODD_DETAILS)
 def test_a_detail_of_another_shape_is_refused_and_no_traceback(event: str, small: Small) -> None:
-    small.path.write_bytes(sealed(small, f"11,{NOW},{event}"))
+    small.path.write_bytes(sealed(small, f"{NEXT},{NOW},{event}"))
     with pytest.raises(StoreError, match=r"^journal\.csv"):
         read_store(small.folder)
 

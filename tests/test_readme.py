@@ -24,6 +24,7 @@ BY_HAND = {  # what is shown indented, as text to type, and not run here
 }
 VARYING = (
     (r"(http://127\.0\.0\.1:8000)  http://.*", r"\1"),
+    (r"token=[\w-]{43}", "token=TOKEN"),
     (r"auto-[0-9a-f]{20}", "auto-ID"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", "TIME"),
     (r"in [\d.]+ s: [\d,]+ a second", "in S s: N a second"),

@@ -398,7 +398,7 @@ def test_a_defect_in_an_import_is_told_and_the_line_goes_on(
     body = b'{"options": {}, "files": [["x.csv", 1]]}\nx'
     request = post(body, f"Authorization: Bearer {server.server.token}", path="/certtool/import")
     status, reply = server.say(request.replace(b"Host: 192.168.1.10", b"Host: localhost"))
-    assert (status, reply["Message"]) == (500, "The import failed; the server's screen says where.")
+    assert (status, reply["Message"]) == (500, "Something unexpected happened here; the server's screen says where.")
     assert re.match("Please report: ZeroDivisionError in crash", server.notices[-1])
     assert server.journal.read_bytes() == before
     assert server.say(ask("MAC-1"))[0] == 200

@@ -1,0 +1,458 @@
+"""The management page as HTTP: who may ask, and what it answers. What it looks like is in test_page_browser.py."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+import socket
+import threading
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import pytest
+
+import certtool
+from tests.identities import PRODUCT, rows, write
+from tests.pages import PageClient, link
+from tests.support import SAMPLE, Server, StartServer, raw
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+WIFI = "a1SampleWf0"
+
+
+def journal(store: Path) -> List[Dict[str, str]]:
+    """Return the events of the store's journal."""
+    with open(store / "journal.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def certificates(page: PageClient, **filters: Any) -> List[Dict[str, str]]:
+    """Return the first rows that pass the filters."""
+    status, answer = page.ask("query", filters)
+    assert status == 200, answer
+    found = answer["rows"]
+    assert isinstance(found, list)
+    return found
+
+
+# -- who may ask -------------------------------------------------------------------------------------------------------
+
+
+def test_the_link_that_serve_prints_is_exchanged_for_a_cookie_and_leaves_the_address_bar(server: StartServer) -> None:
+    running = server()
+    response, body = running.http("GET", link(running).partition(str(running.port))[2])
+    assert (response.status, body, response.getheader("Location")) == (303, b"", "/")
+    cookie = str(response.getheader("Set-Cookie"))
+    assert cookie.endswith("; Path=/; HttpOnly; SameSite=Strict")
+    token = link(running).partition("token=")[2]
+    assert token not in cookie
+    assert response.getheader("Referrer-Policy") == "no-referrer"
+
+
+def test_the_token_of_the_link_is_printed_once_and_shown_nowhere_else(server: StartServer, store: Path) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    page.get("/?token=wrong")
+    page.ask("line", {})
+    running.request(WIFI, "device-1")
+    running.wait_for("device-1")
+    token = link(running).partition("token=")[2]
+    assert running.output.count(token) == 1
+    assert token not in running.errors
+    assert all(token not in path.read_text("utf-8") for path in store.rglob("*") if path.is_file())
+    assert token not in page.get("/")[1].decode()
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "%ff%00", "%F0%9F%98%80"])
+def test_a_wrong_token_gets_no_cookie(server: StartServer, token: str) -> None:
+    response, _ = server().http("GET", f"/?token={token}")
+    assert response.status in (200, 303)
+    assert response.getheader("Set-Cookie") is None
+
+
+def test_the_page_may_load_nothing_run_nothing_else_and_be_framed_by_nobody(server: StartServer) -> None:
+    response, body = server().http("GET", "/")
+    assert response.status == 200
+    html = body.decode()
+    policy = str(response.getheader("Content-Security-Policy"))
+    for part, tag in (("script-src", "script"), ("style-src", "style")):
+        (source,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"{part} 'sha256-{digest}'" in policy
+    directives = {words.split()[0]: words.split()[1:] for words in policy.split(";")}
+    assert directives["default-src"] == ["'none'"]
+    assert directives["frame-ancestors"] == ["'none'"]
+    assert directives["connect-src"] == ["'self'"]
+    assert "unsafe" not in policy
+    assert "http:" not in html.replace("http://www.w3.org/2000/svg", "")
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    assert headers.items() <= dict(response.getheaders()).items()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", html)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, 200),
+        ({"Cookie": None}, 403),
+        ({"Cookie": "certtool-1=x"}, 403),
+        ({"Cookie": "certtool-PORT=wrong"}, 403),
+        ({"Cookie": "other=1; OURS; last=2"}, 200),
+        ({"Origin": None}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "https://HOST"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:PORT", "Origin": "http://evil.example:PORT"}, 403),
+        ({"Host": "localhost:PORT"}, 403),
+        ({"Host": "localhost:PORT", "Origin": "http://localhost:PORT"}, 200),
+        ({"Content_Type": "text/plain"}, 400),
+        ({"Content_Type": "application/x-www-form-urlencoded"}, 400),
+        ({"Content_Type": None}, 400),
+        ({"Authorization": "Bearer wrong"}, 403),
+    ],
+)
+def test_only_our_own_page_with_its_cookie_may_ask(
+    server: StartServer, store: Path, changes: Dict[str, Optional[str]], status: int
+) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    name = certificates(page, product_key=WIFI)[0]["DeviceName"]
+    before = journal(store)
+    filled = {
+        key: value and value.replace("PORT", str(running.port)).replace("HOST", page.host).replace("OURS", page.cookie)
+        for key, value in changes.items()
+    }
+    for operation in ("line", "query", "certificate", "reveal", "release", "void"):
+        fields = {"product_key": WIFI, "device_name": name, "reason": "test"}
+        got, answer = page.ask(operation, fields, **filled)
+        if status != 200:
+            assert (got, set(answer)) == (status, {"Status", "Message"})
+        else:
+            assert got == (409 if operation == "release" else 200), answer
+    assert (journal(store) == before) == (status != 200)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "same-site"}, 403),
+        ({"Cookie": None}, 403),
+    ],
+)
+def test_the_download_is_for_our_own_page_only(
+    server: StartServer, headers: Dict[str, Optional[str]], status: int
+) -> None:
+    assert PageClient(server("--import", SAMPLE)).get("/certtool/export", **headers)[0] == status
+
+
+def test_a_rebinding_host_name_does_not_even_get_the_page(server: StartServer) -> None:
+    running = server()
+    for path in ("/", "/?token=x", "/certtool/export"):
+        response, body = running.http("GET", path, headers={"Host": f"evil.example:{running.port}"})
+        assert response.status == 403
+        assert json.loads(body)["Status"] == "Forbidden"
+
+
+def test_an_unknown_path_is_not_found_and_other_methods_are_refused(server: StartServer) -> None:
+    running = server()
+    page = PageClient(running)
+    assert page.get("/favicon.ico")[0] == 404
+    assert page.ask("nonsense", {})[0] == 400
+    assert raw(running.port, b"OPTIONS /certtool/line HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").startswith(b"HTTP/1.1 501")
+
+
+def test_no_page_turns_all_of_it_off_and_the_protocol_goes_on(server: StartServer) -> None:
+    running = server("--no-page", "--import", SAMPLE)
+    assert "token" not in running.output
+    response, body = running.http("GET", "/")
+    assert response.status == 501
+    assert json.loads(body)["Status"] == "BadRequest"
+    assert running.post({}, "/certtool/line")[0] == 403
+    assert running.request(WIFI, "device-1")[0] == 200
+
+
+def test_the_page_is_there_where_only_other_stations_are_allowed(server: StartServer) -> None:
+    running = server("--import", SAMPLE, "--allow", "192.0.2.0/24")
+    assert PageClient(running).ask("line", {})[0] == 200
+    assert running.request(WIFI, "device-1")[0] == 403
+
+
+# -- what it answers ---------------------------------------------------------------------------------------------------
+
+
+def test_the_line_shows_stock_rates_stations_and_events(server: StartServer) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    for number in range(4):
+        running.request(WIFI, f"device-{number}")
+    running.report(WIFI, "device-0", 1)
+    running.report(WIFI, "device-1", 2)
+    running.request("unknown", "device-9")
+    _, line = page.ask("line", {})
+    wifi = next(product for product in line["products"] if product["key"] == WIFI)
+    assert wifi["counts"] == [6, 2, 1, 1, 0]
+    assert wifi["low"] is True
+    assert 0 < wifi["hours_left"] < 6 / 4
+    assert {"product": WIFI, "batch": "sample", "counts": [6, 2, 1, 1, 0]} in line["stocks"]
+    assert (line["shift"]["written"], line["shift"]["failed"]) == (1, 1)
+    assert (line["hours"][-1]["written"], line["hours"][-1]["failed"], len(line["hours"])) == (1, 1, 12)
+    ((station, _, *counts),) = line["stations"]
+    assert (station, counts) == ("127.0.0.1", [4, 1, 1, 1])
+    assert [event[2] for event in line["feed"][:3]] == ["refused: UnknownProduct", "Failed", "Written"]
+    assert (line["problem"], line["importing"]) == ("", None)
+
+
+def test_after_a_restart_the_line_still_shows_the_shift(server: StartServer) -> None:
+    running = server("--import", SAMPLE)
+    for number in range(4):
+        running.request(WIFI, f"device-{number}")
+        running.report(WIFI, f"device-{number}", 1)
+    running.stop()
+    page = PageClient(server())
+    _, line = page.ask("line", {})
+    while not line["feed"]:
+        _, line = page.ask("line", {})
+    assert line["shift"]["written"] == 4
+    assert [station[2:] for station in line["stations"]] == [[4, 4, 0, 0]]
+    assert line["products"][0]["counts"] == [6, 0, 4, 0, 0]
+
+
+def test_a_query_finds_a_certificate_by_its_name_or_by_its_device(server: StartServer) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    name = running.request(WIFI, "A0:B1")[1]["DeviceName"]
+    for text in (name, "A0:B1"):
+        (row,) = certificates(page, text=text, status="Void", start=7)
+        assert (row["DeviceName"], row["DeviceID"], row["Status"]) == (name, "A0:B1", "Allocated")
+        assert set(row) == set(certtool.QUERY_COLUMNS)
+    assert certificates(page, text="nobody") == []
+
+
+def test_paging_shows_every_certificate_that_passes_the_filters_once(server: StartServer, tmp_path: Path) -> None:
+    first = write(tmp_path / "first.csv", 130)
+    second = write(tmp_path / "second.csv", 7, "a1OtherPk00")
+    running = server("--import", first, "--import", second, "--import", SAMPLE)
+    page = PageClient(running)
+    for number in range(60):
+        running.request(PRODUCT, f"device-{number}")
+
+    def pages(**filters: str) -> List[str]:
+        names: List[str] = []
+        start: Optional[int] = 0
+        while start is not None:
+            _, answer = page.ask("query", {**filters, "start": start})
+            names += [row["DeviceName"] for row in answer["rows"]]
+            start = answer["next"]
+        assert answer["total"] == len(names)
+        return names
+
+    made_up = [row.device_name for row in rows(130)]
+    assert pages(product_key=PRODUCT) == pages(batch="first") == made_up
+    assert pages(batch="first", status="Allocated") == made_up[:60]
+    assert pages(product_key=PRODUCT, status="Unallocated") == made_up[60:]
+    assert len(pages()) == 157
+    assert len(pages(batch="second")) == 7
+    assert len(pages(batch="sample", product_key=WIFI)) == 10
+    assert pages(batch="first", product_key=WIFI) == pages(status="Void") == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"start": -1}, {"start": "x"}, {"status": ["Void"]}, {"product_key": {}}, {"text": ["x"]}]
+)
+def test_a_query_that_makes_no_sense_harms_nothing(server: StartServer, fields: Dict[str, Any]) -> None:
+    running = server("--import", SAMPLE)
+    status, answer = PageClient(running).ask("query", fields)
+    assert status == 200, answer
+    assert "Please report" not in running.output
+
+
+def test_the_details_tell_the_whole_history_of_a_certificate(server: StartServer) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    name = running.request(WIFI, "device-1")[1]["DeviceName"]
+    running.request(WIFI, "device-2")
+    running.report(WIFI, "device-1", 2)
+    fields = {"product_key": WIFI, "device_name": name}
+    assert page.ask("release", {**fields, "reason": "board broken"})[0] == 200
+    assert page.ask("void", {**fields, "reason": "label lost"})[0] == 200
+    _, answer = page.ask("certificate", fields)
+    assert [event["kind"] for event in answer["history"]] == ["import", "allocate", "failed", "release", "void"]
+    assert answer["history"][1]["device_id"] == answer["history"][2]["device_id"] == "device-1"
+    assert [event["reason"] for event in answer["history"][3:]] == ["board broken", "label lost"]
+    assert answer["history"][4]["who"].endswith(" (page)")
+    assert answer["row"]["Status"] == "Void"
+    assert page.ask("certificate", {"product_key": WIFI, "device_name": "nobody"})[0] == 409
+
+
+def test_a_written_certificate_is_released_only_on_purpose_and_never_without_a_reason(server: StartServer) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    fields = {"product_key": WIFI, "device_name": running.request(WIFI, "device-1")[1]["DeviceName"]}
+    running.report(WIFI, "device-1", 1)
+    assert page.ask("release", {**fields, "reason": "scrap"})[0] == 409
+    assert page.ask("release", {**fields, "reason": " ", "force": True})[0] == 409
+    status, answer = page.ask("release", {**fields, "reason": "scrap", "force": True})
+    assert (status, answer["Status"]) == (200, "OK")
+
+
+def test_every_look_at_a_secret_is_recorded_and_survives_a_restart(server: StartServer, store: Path) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    (row,) = certificates(page, text=running.request(WIFI, "device-1")[1]["DeviceName"])
+    fields = {"product_key": WIFI, "device_name": row["DeviceName"]}
+    _, answer = page.ask("reveal", fields)
+    secret = answer["Secrets"]["DeviceSecret"]
+    assert secret == running.request(WIFI, "device-1")[1]["DeviceSecret"]
+    event = journal(store)[-1]
+    assert (event["Event"], event["ProductKey"], event["DeviceName"]) == ("reveal", WIFI, row["DeviceName"])
+    assert json.loads(event["Detail"])["who"].endswith(" (page)")
+    assert secret not in (store / "journal.csv").read_text("utf-8")
+    free = certificates(page, product_key=WIFI, status="Unallocated")[0]["DeviceName"]
+    page.ask("reveal", {"product_key": WIFI, "device_name": free})
+    running.stop()
+    again = server()
+    after = [again.request(WIFI, f"other-{number}") for number in range(10)]
+    assert [status for status, _ in after] == [200] * 9 + [410]
+    assert len({answer["DeviceName"] for status, answer in after if status == 200}) == 9
+    _, answer = PageClient(again).ask("certificate", fields)
+    assert [event["kind"] for event in answer["history"]] == ["import", "allocate", "reveal"]
+
+
+def test_no_secret_is_in_any_answer_but_a_reveal(server: StartServer) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    with open(SAMPLE, newline="", encoding="utf-8") as file:
+        secrets = [row["DeviceSecret"] for row in csv.DictReader(file)]
+    name = running.request(WIFI, "device-1")[1]["DeviceName"]
+    told = [page.get("/")[1], page.get("/certtool/export")[1]]
+    for operation, fields in (("line", {}), ("query", {}), ("certificate", {"product_key": WIFI, "device_name": name})):
+        told.append(json.dumps(page.ask(operation, fields)).encode())
+    assert not any(secret.encode() in text for secret in secrets for text in told)
+
+
+def test_the_download_has_what_is_filtered_and_no_spreadsheet_runs_it(server: StartServer, tmp_path: Path) -> None:
+    file = write(tmp_path / "file.csv", 250)
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    assert page.upload("x.csv", file.read_bytes(), batch="=cmd|' /C calc'!A0")[1]["Report"]["imported"] == 250
+    formulas = ["=cmd|' /C calc'!A0", "+1+1", "-2", "@SUM(A1)", HOSTILE]
+    for formula in formulas:
+        assert running.request(PRODUCT, formula)[0] == 200
+    status, body = page.get("/certtool/export?product_key=" + PRODUCT)
+    text = body.decode("utf-8-sig")
+    assert status == 200
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert [row["DeviceName"] for row in table] == [row.device_name for row in rows(250)]
+    assert [row["DeviceID"].lstrip("'") for row in table[:5]] == formulas
+    assert not [cell for row in csv.reader(io.StringIO(text)) for cell in row if cell[:1] in tuple("=+-@")]
+    _, body = page.get("/certtool/export?status=Allocated")
+    assert len(body.splitlines()) == 6
+
+
+def test_a_download_that_is_broken_off_ends_its_work_and_the_line_goes_on(server: StartServer, tmp_path: Path) -> None:
+    running = server("--import", write(tmp_path / "file.csv", 20_000))
+    page = PageClient(running)
+    request = "GET /certtool/export HTTP/1.1\r\n" + "".join(
+        f"{name}: {value}\r\n" for name, value in {**page.headers(), "Host": page.host}.items()
+    )
+    with socket.create_connection(("127.0.0.1", running.port)) as connection:
+        connection.sendall(request.encode() + b"\r\n")
+        assert connection.recv(20).startswith(b"HTTP/1.1 200")
+    assert running.request(PRODUCT, "device-1")[0] == 200
+    assert page.get("/certtool/export?status=Allocated")[1].count(b"\n") == 2
+
+
+def test_a_dry_run_on_the_page_shows_each_bad_row_and_changes_nothing(server: StartServer, store: Path) -> None:
+    running = server()
+    page = PageClient(running)
+    data = b"DeviceName,DeviceSecret\nlamp-0001,9f2c51d07be34a68\nlamp-0002,1.23E+15\nlamp 0003,5b0de1f2a9c84736\n"
+    before = journal(store)
+    status, answer = page.upload("lamps.csv", data, dry_run=True, product_key="a1Lamp")
+    report = answer["Report"]
+    assert status == 200
+    assert (report["read"], report["rejected"], report["ok"]) == (3, 2, False)
+    assert [error["line"] for error in report["errors"]] == [3, 4]
+    assert journal(store) == before
+    status, answer = page.upload("lamps.csv", data, product_key="a1Lamp", skip_bad=True)
+    assert answer["Report"]["imported"] == 1
+    assert json.loads(journal(store)[-1]["Detail"])["who"].endswith(" (page)")
+    assert page.upload("lamps.csv", data, nonsense=1)[0] == 400
+
+
+def test_the_page_sees_how_far_an_import_is_and_devices_are_served_meanwhile(
+    server: StartServer, tmp_path: Path
+) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    data = write(tmp_path / "big.csv", 250_000).read_bytes()
+    done = threading.Event()
+
+    def upload() -> None:
+        page.upload("big.csv", data, batch="big")
+        done.set()
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    seen = set()
+    while not done.is_set():
+        assert running.request(WIFI, "device-1")[0] == 200
+        seen.add(page.ask("line", {})[1]["importing"])
+    thread.join()
+    assert seen - {None, 0}
+    assert page.upload("big.csv", data, batch="big")[1]["Report"]["duplicates"] == 250_000
+
+
+def test_a_second_import_at_the_same_time_is_told_to_wait(server: StartServer, tmp_path: Path) -> None:
+    running = server()
+    page = PageClient(running)
+    data = write(tmp_path / "big.csv", 30_000).read_bytes()
+    answers: List[int] = []
+    threads = [
+        threading.Thread(target=lambda name=f"{n}.csv": answers.append(page.upload(name, data, batch=name)[0]))
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) in ([200, 409], [200, 200])  # the second may have come after the first was done
+
+
+def test_open_opens_the_link_in_the_browser(server: StartServer, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {seen}\n')
+    browser.chmod(0o700)
+    running: Server = server("--open", env={"BROWSER": f"{browser} %s"})
+    for _ in range(100):
+        if seen.exists() and seen.read_text():
+            break
+        threading.Event().wait(0.05)
+    assert seen.read_text().strip() == link(running)
+
+
+def test_the_journal_is_looked_back_into_whatever_the_size_of_a_step(
+    store: Path, monkeypatch: pytest.MonkeyPatch, server: StartServer
+) -> None:
+    running = server("--import", SAMPLE)
+    names = [running.request(WIFI, f"device-{number}")[1]["DeviceName"] for number in range(5)]
+    running.stop()
+    opened = certtool.Store(str(store))
+    opened.load(certtool.State())
+    size = (store / "journal.csv").stat().st_size
+    for step in (1, 7, 100, 1000, size):
+        monkeypatch.setattr(certtool, "LOOK_BACK_BYTES", step)
+        found = [event.device_name for event in opened.look_back([b",allocate,"]) if event]
+        assert found == names
+        for within in range(0, size, 97):
+            found = [event.device_name for event in opened.look_back([b",allocate,"], within) if event]
+            assert found == names[len(names) - len(found) :]
+    opened.close()

@@ -1,0 +1,507 @@
+"""The management page in a real browser: a shift's work by clicking and typing, and what must never happen there."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import http.server
+import io
+import json
+import re
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import pytest
+
+from tests.identities import PRODUCT, write
+from tests.pages import PageClient, link
+from tests.support import ROOT, SAMPLE, Server, StartServer, missing, need
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not for this Python")
+
+AXE = "axe-core@4.10.2"
+SIZES = {"pc": (1366, 768), "phone": (390, 844)}
+LANGUAGES = ("en-US", "zh-CN")
+SHOTS = ROOT / "tests" / "screenshots"
+WIFI = "a1SampleWf0"
+IMAGE = "<img src=x onerror=document.title='broken'>"
+VIEWS = ("line", "add", "query")
+LAMPS = "DeviceName,DeviceSecret\nlamp-0001,9f2c51d07be34a68\nlamp-0002,1.23E+15\nlamp 0003,5b0de1f2a9c84736\n"
+
+BROWSER_OPTIONS = ["--no-sandbox", "--host-resolver-rules=MAP rebound.example 127.0.0.1"]
+
+Open = Callable[..., Any]
+
+
+def until(page: Any, expression: str, arg: object = None, seconds: float = 15) -> None:
+    """Wait for a truth in the page; its own policy forbids Playwright to wait inside of it."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression, arg):
+        assert time.monotonic() < end, expression
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The source of axe-core, got with npm once and kept in tests/node_modules."""
+    source = ROOT / "tests" / "node_modules" / "axe-core" / "axe.min.js"
+    if not source.exists():
+        command = [need("npm"), "install", "--silent", "--no-save", "--prefix", str(ROOT / "tests"), AXE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            missing(f"npm did not install {AXE}: {done.stderr.strip()[-300:]}")
+    return source.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A running browser."""
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=need("chromium"), args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Open]:
+    """Open the page of a server as an operator does; fail on an error of its script or a request elsewhere."""
+    faults: List[str] = []
+    with contextlib.ExitStack() as contexts:
+
+        def start(server: Server, size: str = "pc", locale: str = "en-US", scheme: str = "light") -> Any:
+            width, height = SIZES[size]
+            context = chromium.new_context(
+                viewport={"width": width, "height": height}, locale=locale, color_scheme=scheme, accept_downloads=True
+            )
+            contexts.callback(context.close)
+            page = context.new_page()
+            page.set_default_timeout(15_000)
+
+            def seen(request: Any) -> None:
+                if not request.url.startswith((f"http://127.0.0.1:{server.port}/", "data:,")):
+                    faults.append(f"request to {request.url}")
+
+            def said(message: Any) -> None:
+                if message.type in ("error", "warning") and "ERR_CONNECTION" not in message.text:
+                    faults.append(message.text)
+
+            page.on("request", seen)
+            page.on("console", said)
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.goto(link(server))
+            until(page, "snapshot !== null")
+            return page
+
+        yield start
+        assert faults == []
+
+
+def scan(page: Any, text: str) -> None:
+    """Do what a scanner does: type, and press Enter, into whatever has the focus."""
+    page.keyboard.type(text)
+    page.keyboard.press("Enter")
+
+
+def choose(page: Any, file: Path) -> None:
+    """Choose a file in the system's window, also one that was chosen before."""
+    with page.expect_file_chooser() as window:
+        page.click("#drop")
+    window.value.set_files(str(file))
+
+
+def burn_fifty(running: Server, page: Any) -> None:
+    """Burn 50 devices, 2 of them in vain, and see it on the open page."""
+    page.click("text=Line")
+    for number in range(50):
+        assert running.request(PRODUCT, f"A0B1C2D3{number:04X}")[0] == 200
+        assert running.report(PRODUCT, f"A0B1C2D3{number:04X}", 2 if number in (7, 8) else 1)[0] == 200
+    until(page, "document.querySelector('#tiles .big').textContent === '48'")
+    until(page, "document.querySelector('#products').innerText.includes('Written 48')")
+    assert "96.0 %" in page.inner_text("#tiles")
+    assert "LOW STOCK: 2 certificates of product a1Lamp" in page.inner_text("#banners")
+    assert "127.0.0.1" in page.inner_text("#stations")
+
+
+def release_and_void(running: Server, page: Any) -> str:
+    """Scan two devices; look at the secret of one, release it and make it void. Return its name."""
+    scan(page, "A0B1C2D30007")
+    page.wait_for_selector("#details:not([hidden])")
+    assert "burn failed" in page.inner_text("#details")
+    scan(page, "A0B1C2D30008")  # the box still has the focus, and what was in it goes
+    until(page, "document.querySelector('#details').innerText.includes('A0B1C2D30008')")
+    name = page.inner_text("#details .key")
+    secret = running.request(PRODUCT, "A0B1C2D30008")[1]["DeviceSecret"]
+    assert secret not in page.content()
+    page.click("#reveal")
+    until(page, "text => document.querySelector('#details').innerText.includes(text)", arg=secret)
+    assert "secrets shown" in page.inner_text("#details")
+    page.click("#release")
+    page.click("#confirm")
+    assert page.is_visible("#dialog")  # there is no reason yet
+    page.keyboard.type("board scrapped")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#details').innerText.includes('board scrapped')")
+    assert "Unallocated" in page.inner_text("#details .status")
+    page.click("#void")
+    page.fill("#reason", "label lost")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#details .status').innerText.includes('Void')")
+    scan_box = page.locator("#text")
+    scan_box.fill("nobody")
+    scan_box.press("Enter")
+    page.wait_for_selector("#missed:not([hidden])")
+    assert "nobody" in page.inner_text("#missed")
+    return str(name)
+
+
+def page_and_download(page: Any) -> List[Dict[str, str]]:
+    """Page through a batch, filter it and return what is downloaded."""
+    page.select_option("#batchFilter", "march")
+    until(page, "document.querySelector('#place').textContent === '1\\u201350 of 300'")
+    page.click("#next")
+    until(page, "document.querySelector('#place').textContent === '51\\u2013100 of 300'")
+    page.select_option("#statusFilter", "Written")
+    until(page, "document.querySelector('#place').textContent === '1\\u201348 of 48'")
+    with page.expect_download() as download:
+        page.click("#download")
+    return list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"))))
+
+
+def test_the_work_of_a_shift_by_clicking_and_typing(server: StartServer, visit: Open, tmp_path: Path) -> None:
+    running = server("--import", write(tmp_path / "march.csv", 300))
+    page = visit(running)
+    assert page.url == f"http://127.0.0.1:{running.port}/"
+
+    page.click("text=Add Device")
+    file = tmp_path / "lamps.csv"
+    file.write_text(LAMPS)
+    page.fill("[name=product_key]", "a1Lamp")
+    choose(page, file)
+    page.wait_for_selector("#bad")
+    bad = page.eval_on_selector_all("#bad tbody tr", "rows => rows.map(row => row.innerText)")
+    assert [row.split()[0] for row in bad] == ["3", "4"]
+    assert "spreadsheet" in bad[0]
+    assert running.request("a1Lamp", "too-early")[0] == 404
+    file.write_text(LAMPS.replace("1.23E+15", "5c41ff0e9a7b2d36").replace("lamp 0003", "lamp-0003"))
+    choose(page, file)
+    page.click("text=Add 3 certificates")
+    page.wait_for_selector("h2.done")
+    assert "lamps.csv" in page.inner_text("#report")
+    assert running.request("a1Lamp", "lamp-device")[0] == 200
+
+    burn_fifty(running, page)
+    page.click("text=Device Query")
+    voided = release_and_void(running, page)
+    table = page_and_download(page)
+    assert [row["Status"] for row in table] == ["Written"] * 48
+    assert voided not in {row["DeviceName"] for row in table}
+
+
+def test_the_page_says_so_when_the_server_is_gone_and_comes_back_by_the_new_link(
+    server: StartServer, visit: Open
+) -> None:
+    running = server("--import", SAMPLE)
+    page = visit(running)
+    assert page.inner_text("#live") == "Live"
+    running.stop()
+    until(page, "document.querySelector('#banners').innerText.includes('has not answered since')")
+    assert page.inner_text("#live") == "No server"
+
+
+def test_without_the_link_the_page_shows_nothing_and_says_how_to_open_it(server: StartServer, chromium: Any) -> None:
+    running = server("--import", SAMPLE)
+    page = chromium.new_page()
+    page.goto(f"http://127.0.0.1:{running.port}/")
+    until(page, "document.querySelector('#banners').innerText.includes('locked')")
+    assert WIFI not in page.content()
+    page.close()
+
+
+def fill(running: Server, tmp_path: Path) -> str:
+    """Let all kinds of things have happened; return the DeviceID of one that failed."""
+    PageClient(running).upload("Lamps.csv", write(tmp_path / "x.csv", 9_000).read_bytes(), batch="2026-11 Lamps")
+    for number in range(70):
+        running.request(PRODUCT, f"A0B1C2D3{number:04X}")
+        if number < 66:
+            running.report(PRODUCT, f"A0B1C2D3{number:04X}", 2 if number % 13 == 5 else 1)
+    running.request("unknown", "A0B1C2D3FFFF")
+    for number in range(6):
+        running.request(WIFI, f"B0B1C2D3{number:04X}")
+    return "A0B1C2D30005"
+
+
+def check_view(page: Any, view: str, device: str, tmp_path: Path) -> None:
+    """Bring a view to where most of it shows."""
+    page.click(f'nav a[href="#{view}"]')
+    if view == "add":
+        file = tmp_path / "lamps.csv"
+        file.write_text(LAMPS)
+        page.fill("[name=product_key]", "a1Lamp")
+        page.set_input_files("#file", str(file))
+        page.wait_for_selector("#bad")
+    elif view == "query":
+        scan(page, device)
+        page.wait_for_selector("#details:not([hidden])")
+        page.wait_for_selector("#rows table")
+    else:
+        page.wait_for_selector("#feed table")
+
+
+def overlong(page: Any) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_view_is_accessible_fits_and_is_photographed(
+    server: StartServer, visit: Open, axe: str, tmp_path: Path, size: str
+) -> None:
+    running = server("--import", SAMPLE)
+    device = fill(running, tmp_path)
+    SHOTS.mkdir(exist_ok=True)
+    for locale, scheme in ((LANGUAGES[0], "light"), (LANGUAGES[1], "light"), (LANGUAGES[0], "dark")):
+        page = visit(running, size, locale, scheme)
+        for view in VIEWS:
+            check_view(page, view, device, tmp_path)
+            assert not overlong(page), f"{view} is wider than the screen"
+            page.screenshot(path=str(SHOTS / f"{view}-{size}-{locale}-{scheme}.png"), full_page=size == "phone")
+            found = page.evaluate(axe + "; axe.run()")["violations"]
+            assert [(item["id"], [node["html"] for node in item["nodes"]]) for item in found] == []
+        page.click("#release")
+        page.screenshot(path=str(SHOTS / f"release-{size}-{locale}-{scheme}.png"))
+        found = page.evaluate(axe + "; axe.run()")["violations"]
+        assert [(item["id"], [node["html"] for node in item["nodes"]]) for item in found] == []
+
+
+def test_no_text_of_the_page_lacks_one_of_the_languages(server: StartServer, visit: Open, tmp_path: Path) -> None:
+    running = server("--import", SAMPLE)
+    device = fill(running, tmp_path)
+    page = visit(running, locale="zh-CN")
+    texts = page.evaluate("Object.entries(TEXT)")
+    assert all(len(pair) == 2 and all(isinstance(text, str) and text for text in pair) for _, pair in texts)
+    holes = [[re.findall(r"\{\d\}", text) for text in pair] for _, pair in texts]
+    assert [[sorted(text) for text in pair] for pair in holes if sorted(pair[0]) != sorted(pair[1])] == []
+    source = page.evaluate("document.scripts[0].textContent + document.body.innerHTML")
+    used = set(re.findall(r"""\bt\("([^"]+)"|data-(?:text|label|hint)="([^"]+)\"""", source))
+    assert {name for pair in used for name in pair if name} <= {key for key, _ in texts}
+    known = re.compile(
+        r"certtool|Product(Key|Secret|ID)|Device(Name|Secret|ID)|CSV|CRC32|ASCII|BOM|English|A-Z a-z|serve"
+    )
+    for view in VIEWS:
+        check_view(page, view, device, tmp_path)
+        page.wait_for_timeout(100)
+        for line in page.inner_text("body").splitlines():
+            words = re.findall(r"[A-Za-z]{4,}(?: [A-Za-z]{2,})+", known.sub("", line))
+            assert words == [], line
+    page.click("#language")
+    assert page.inner_text("nav").split("\n") == ["Line", "Add Device", "Device Query"]
+    assert not re.search(r"[\u4e00-\u9fff]", page.inner_text("main"))
+    page.reload()
+    assert page.inner_text("nav").split("\n") == ["Line", "Add Device", "Device Query"]
+
+
+def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese(
+    server: StartServer, visit: Open
+) -> None:
+    page = visit(server("--import", SAMPLE), locale="zh-CN")
+    sentences = [
+        "DeviceName is missing.",
+        "DeviceSecret was rewritten by a spreadsheet: export the file again and do not save it in a spreadsheet.",
+        "DeviceName is not 4-32 characters of A-Z a-z 0-9 - _ @ . :",
+        "ProductKey is not 1-64 printable ASCII characters without white space.",
+        "The row has 2 cells where the header line has 3.",
+        "lamp-0001 is in the store with another DeviceSecret.",
+        "lamp-0001 stands in the file before, with another secret.",
+        "There is no certificate of this DeviceName in the store: check the name.",
+        "It is void, and a void certificate is never given out again.",
+        "Only 99 certificates of product a1 are left: import more.",
+        "Imported 3 of 3 rows as batch {Void} constructor.",
+    ]
+    for sentence in sentences:
+        assert re.search(r"[\u4e00-\u9fff]{2}", page.evaluate("sentence => say(sentence)", sentence)), sentence
+
+
+def test_hostile_names_in_every_field_are_only_text(server: StartServer, visit: Open, tmp_path: Path) -> None:
+    running = server()
+    client = PageClient(running)
+    formula = "=cmd|' /C calc'!A0"
+    columns = ["ProductKey", "DeviceName", "DeviceSecret", "ProductSecret", "ProductID", IMAGE]
+    rows = [["<i>key</i>", f"lamp-000{n}", "<b>secret</b>", "=1+1", "<u>1</u>", "x"] for n in range(3)]
+    with open(tmp_path / "hostile.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+    hostile = tmp_path / f"{IMAGE.replace('/', '')}.csv"
+    (tmp_path / "hostile.csv").rename(hostile)
+    page = visit(running)
+    page.click("text=Add Device")
+    page.set_input_files("#file", str(hostile))
+    page.wait_for_selector("#import")
+    assert IMAGE in page.inner_text("#report")
+    page.click("#import")
+    page.wait_for_selector("h2.done")
+    for device in (IMAGE, formula):
+        assert running.request("<i>key</i>", device)[0] == 200
+        assert running.report("<i>key</i>", device, 1)[0] == 200
+    running.request(IMAGE, IMAGE)
+    client.ask("void", {"product_key": "<i>key</i>", "device_name": "lamp-0002", "reason": IMAGE})
+    page.click("text=Line")
+    until(page, "text => document.querySelector('#feed').innerText.includes(text)", arg=IMAGE)
+    assert "<i>key</i>" in page.inner_text("#products")
+    page.click("text=Device Query")
+    for text in (IMAGE, formula, "lamp-0002"):
+        page.fill("#text", text)
+        page.press("#text", "Enter")
+        until(page, "text => document.querySelector('#details').innerText.includes(text)", arg=text)
+        page.click("#reveal")
+        until(page, "document.querySelector('#details').innerText.includes('<b>secret</b>')")
+    assert f"(page): {IMAGE}" in page.inner_text("#details")
+    assert page.locator("main img, main b b, dd b, dd u, .key i").count() == 0
+    assert "broken" not in page.title()
+
+
+EVIL = """<!DOCTYPE html><title>evil</title><iframe id=frame src="TARGET/"></iframe><script>
+const done = [];
+const attempt = async (name, path, options) => {
+  try {
+    const response = await fetch("TARGET" + path, {credentials: "include", ...options});
+    done.push([name, await response.text()]);
+  } catch { done.push([name, "failed"]); }
+};
+(async () => {
+  const body = JSON.stringify({product_key: "PRODUCT", device_name: "DEVICE", reason: "evil"});
+  for (const type of ["text/plain", "application/json"])
+    for (const operation of ["line", "query", "reveal", "void"])
+      await attempt(operation, "/certtool/" + operation, {method: "POST", body, headers: {"Content-Type": type}});
+  await attempt("page", "/", {});
+  await attempt("export", "/certtool/export", {});
+  await attempt("blind", "/certtool/void", {method: "POST", body, mode: "no-cors"});
+  window.finished = done;
+})();
+</script>"""
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "rebound.example"])
+def test_a_hostile_page_reads_nothing_and_changes_nothing(
+    server: StartServer, chromium: Any, store: Path, name: str
+) -> None:
+    """From another port of this PC, from another name of it, and from a name that was rebound to it."""
+    running = server("--import", SAMPLE)
+    with open(SAMPLE, newline="", encoding="utf-8") as file:
+        device = next(csv.DictReader(file))["DeviceName"]
+    target = f"http://127.0.0.1:{running.port}"
+    evil = EVIL.replace("PRODUCT", WIFI).replace("DEVICE", device)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = evil.replace("TARGET", f"http://{name}:{running.port}" if "example" in name else target).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(link(running))  # the operator is logged in, in this browser
+        until(page, "snapshot !== null")
+        before = (store / "journal.csv").read_bytes()
+        page.goto(f"http://{name}:{elsewhere.server_port}/")
+        until(page, "window.finished")
+        done: List[Tuple[str, str]] = page.evaluate("window.finished")
+        assert len(done) == 11
+        for what, text in done:
+            assert text in ("failed", "") or json.loads(text)["Status"] == "Forbidden", (what, text)
+        assert all("certtool" not in frame.title() for frame in page.frames)
+        context.close()
+        elsewhere.shutdown()
+    assert (store / "journal.csv").read_bytes() == before
+
+
+def test_the_keyboard_alone_is_enough(server: StartServer, visit: Open) -> None:
+    running = server("--import", SAMPLE)
+    name = running.request(WIFI, "device-1")[1]["DeviceName"]
+    page = visit(running)
+    focus = "document.activeElement.id || document.activeElement.getAttribute('href')"
+
+    def tab_to(wanted: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate(focus) == wanted:
+                return
+        raise AssertionError(f"Tab does not reach {wanted}")
+
+    tab_to("#query")
+    page.keyboard.press("Enter")
+    until(page, "document.activeElement.id === 'text'")
+    scan(page, "device-1")
+    page.wait_for_selector("#void")
+    tab_to("void")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#dialog[open]")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#dialog")
+    page.keyboard.press("Enter")
+    scan(page, "label lost")
+    until(page, "document.querySelector('#details .status').innerText === 'Void'")
+    assert name in page.inner_text("#details")
+
+
+def test_it_prints_without_its_buttons_on_white(server: StartServer, visit: Open, tmp_path: Path) -> None:
+    running = server("--import", SAMPLE)
+    device = fill(running, tmp_path)
+    page = visit(running, scheme="dark")
+    check_view(page, "query", device, tmp_path)
+    page.emulate_media(media="print")
+    assert not page.is_visible("#reveal")
+    assert not page.is_visible("#search")
+    assert page.is_visible("#details .key")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.screenshot(path=str(SHOTS / "print.png"), full_page=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
+def test_a_lan_peer_gets_certificates_but_never_the_page(server: StartServer) -> None:
+    ip = need("ip")
+    space = f"certtool-{secrets.token_hex(3)}"
+    veth, peer = f"ct{secrets.token_hex(3)}", f"cp{secrets.token_hex(3)}"
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, check=True)
+
+    try:
+        run(ip, "netns", "add", space)
+    except subprocess.CalledProcessError as error:
+        missing(f"no network namespace can be made: {error.stderr}")
+    try:
+        run(ip, "link", "add", veth, "type", "veth", "peer", "name", peer, "netns", space)
+        run(ip, "addr", "add", "198.18.77.1/30", "dev", veth)
+        run(ip, "link", "set", veth, "up")
+        run(ip, "-n", space, "addr", "add", "198.18.77.2/30", "dev", peer)
+        run(ip, "-n", space, "link", "set", peer, "up")
+        running = server("--host", "0.0.0.0", "--import", SAMPLE)
+        client = PageClient(running)
+        script = (
+            "import http.client, json, sys\n"
+            "for method, path, body, headers in json.load(sys.stdin):\n"
+            f"    c = http.client.HTTPConnection('198.18.77.1', {running.port}, timeout=10)\n"
+            "    c.request(method, path, body, headers); print(c.getresponse().status)\n"
+        )
+        stolen: Dict[str, str] = client.headers(Host=f"127.0.0.1:{running.port}")
+        token = link(running).partition(str(running.port))[2]
+        requests: List[Any] = [("GET", path, None, stolen) for path in ("/", token, "/certtool/export", "/x")]
+        requests += [("POST", f"/certtool/{name}", "{}", stolen) for name in ("line", "query", "void", "import", "x")]
+        requests += [("GET", "/", None, {}), ("POST", "/certtool/line", "{}", {})]
+        requests.append(("POST", "/", json.dumps({"ProductKey": WIFI, "DeviceID": "lan", "Action": 0}), {}))
+        command = [ip, "netns", "exec", space, sys.executable, "-c", script]
+        done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["403"] * 11 + ["200"]
+        assert "198.18.77.2" in json.dumps(client.ask("line", {})[1]["stations"])
+    finally:
+        run(ip, "netns", "del", space)
