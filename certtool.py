@@ -67,7 +67,7 @@ import threading
 import time
 import urllib.parse
 from array import array
-from collections import deque
+from collections import Counter, deque
 from datetime import datetime, timezone
 from json.encoder import encode_basestring_ascii as quote
 from typing import (
@@ -695,22 +695,23 @@ class State:
 
         It never refuses. A KeyError means that the event names a certificate that no import holds.
         """
-        if event.kind == "import":
-            self._adopt(self.prepared.popleft(), event.detail)
-            return None
-        if event.kind in ("store", "restore", "reveal"):
+        effect = EFFECTS.get(event.kind)
+        if effect is None:
+            if event.kind == "import":
+                self._adopt(self.prepared.popleft(), event.detail)
             return None
         product = self.products[event.product_key]
         number = product.names[event.device_name]
-        record, cursor = self.record(number), product.cursor
-        gone = self._set(product, number, EFFECTS[event.kind](record, event))
-        return Undo(product, number, record, cursor, gone)
+        old, cursor = self.record(number), product.cursor
+        gone = self._set(product, number, old, effect(old, event))
+        return Undo(product, number, old, cursor, gone)
 
     def restore(self, undo: Undo) -> None:
         """Take back the latest event: the certificate, its device, and its place among the free ones are as before."""
         product, number, record, cursor, gone = undo
-        released = self._status[number] == UNALLOCATED
-        at_head = bool(self._set(product, number, record))
+        now = self.record(number)
+        released = now.status == UNALLOCATED
+        at_head = bool(self._set(product, number, now, record))
         product.cursor = cursor
         if (released and not at_head) or (record.status == UNALLOCATED and not record.device_id):
             product.returned.pop()
@@ -723,50 +724,58 @@ class State:
             return product.returned[0]
         raise PoolExhausted("No certificate of this product is left: import more.")
 
-    def _set(self, product: Product, number: int, record: Record) -> Sequence[int]:
+    def _set(self, product: Product, number: int, old: Record, new: Record) -> Sequence[int]:
         """The one place that changes a certificate; it keeps device map, counts and pool true.
 
         Returns the numbers that left the head of `returned`, because they are no longer free.
         """
         if number >= len(self._device):
             self._grow(number)
-        status, device_id, station, allocated_at, written_at, rerequests = record
-        old_status, old_device = self._status[number], self._device[number]
+        status, device_id, station, allocated_at, written_at, rerequests = new
+        old_status, old_device = old.status, old.device_id
         if old_device != device_id:
             if old_device:
                 del product.devices[old_device]
             if device_id:
                 product.devices[device_id] = number
-        self._status[number] = status
         self._device[number] = device_id
         self._station[number] = self._stations.setdefault(station, station)
         self._allocated_at[number] = allocated_at
         self._written_at[number] = written_at
         if rerequests:
             self._rerequests[number] = rerequests
-        elif self._rerequests:
-            self._rerequests.pop(number, None)
-        for counts in (product.counts, self.stocks[self._stock_of[number]].counts):
-            counts[old_status] -= 1
-            counts[status] += 1
-        if old_status == UNALLOCATED and old_device:
-            product.bound -= 1
+        elif old.rerequests:
+            del self._rerequests[number]
+        if status == old_status:
+            return ()
+        self._status[number] = status
+        counts, of_stock = product.counts, self.stocks[self._stock_of[number]].counts
+        counts[old_status] -= 1
+        counts[status] += 1
+        of_stock[old_status] -= 1
+        of_stock[status] += 1
         if status == UNALLOCATED:
             if device_id:
                 product.bound += 1
             else:
                 product.returned.append(number)
+        if old_status != UNALLOCATED:
+            return ()
+        if old_device:
+            product.bound -= 1
         return self._pass_over(product)
 
     def _pass_over(self, product: Product) -> Sequence[int]:
         """Let cursor and `returned` stand at free certificates again; return the numbers that left `returned`."""
-        pool, cursor = product.pool, product.cursor
+        pool, cursor, returned = product.pool, product.cursor, product.returned
         while cursor < len(pool) and self._status[pool[cursor]] != UNALLOCATED:
             cursor += 1
         product.cursor = cursor
+        if not returned:
+            return ()
         gone: List[int] = []
-        while product.returned and self._status[product.returned[0]] != UNALLOCATED:
-            gone.append(product.returned.popleft())
+        while returned and self._status[returned[0]] != UNALLOCATED:
+            gone.append(returned.popleft())
         return gone
 
     def _adopt(self, staged: Staged, detail: Mapping[str, Any]) -> None:
@@ -1080,7 +1089,7 @@ def parse_time(text: str) -> int:
 
 def chain_digest(previous: str, body: bytes) -> str:
     """Return the digest of a line whose predecessor has the digest `previous`; `body` ends before the last comma."""
-    return hashlib.sha256(previous.encode() + body).hexdigest()[:DIGEST_LENGTH]
+    return hashlib.sha256(previous.encode() + body).digest()[: DIGEST_LENGTH // 2].hex()
 
 
 class JournalWriter:
@@ -2137,12 +2146,11 @@ class Service:
 
     def request(self, product_key: str, device_id: str, station: str, now: int) -> Allocation:
         """Give the device its certificate: the one that it has, or a free one. Without an id it gets one made up."""
-        product = self.state.products.get(product_key)
-        if not device_id and product:
+        if not device_id and product_key in self.state.products:
             if self.require_device_id:
                 raise DeviceIDRequired("This server gives certificates only to devices that send their DeviceID.")
-            device_id = _made_up_id(product)
-        number, event = self.state.decide(Command(REQUEST, product_key, device_id, station=station), now)
+            device_id = _made_up_id(self.state.products[product_key])
+        number, event = self.state.decide(Command(REQUEST, product_key, device_id, "", station), now)
         certificate = self.store.certificate(number)
         if certificate.credential.device_name != self.state.names[number]:
             raise StoreUnavailable("An import file was changed while the server runs: put it back and start again.")
@@ -2153,7 +2161,7 @@ class Service:
 
     def report(self, product_key: str, device_id: str, verb: int, station: str, now: int) -> Tuple[str, str]:
         """Record that a burn succeeded or failed; return the certificate's name and the kind of event it took."""
-        number, event = self.state.decide(Command(verb, product_key, device_id, station=station), now)
+        number, event = self.state.decide(Command(verb, product_key, device_id, "", station), now)
         if event:
             self._record(event)
         return self.state.names[number], event.kind if event else SAME
@@ -2540,7 +2548,7 @@ def parse_head(data: bytes) -> Head:
     return Head(method, path, keep_alive, int(length), headers)
 
 
-def _head_end(buffer: bytearray) -> Tuple[int, int]:
+def _head_end(buffer: Union[bytes, bytearray]) -> Tuple[int, int]:
     """Return where the first empty line begins, line end before it included, and where the body does; 0 for neither."""
     crlf, lf = buffer.find(b"\n\r\n"), buffer.find(b"\n\n")  # a client may end its lines by LF alone
     if crlf >= 0 and (lf < 0 or crlf < lf):
@@ -2661,6 +2669,7 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
+GATHER_ROUNDS = 30  # of such looks in a turn
 MANAGEMENT = "/certtool/"
 LOOPBACK_HOSTS = re.compile(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 RESULTS = {  # of an event's kind, for the console
@@ -2697,6 +2706,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 
     server: CertServer
     head: Optional[Head] = None
+    body_start = 0  # in the buffer, once there is a head
     body = b""
     unsent = b""
     events = 0  # what the selector watches
@@ -2718,7 +2728,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.station = str(client_address[0])
         if self.station.startswith("::ffff:"):  # IPv4 over an IPv6 socket
             self.station = self.station[7:]
-        self.buffer = bytearray()
+        self.buffer: Union[bytes, bytearray] = b""
         self.deadline = server.now + REQUEST_SECONDS
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -2737,12 +2747,17 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                 self.draining = False
                 self.settle()
         elif data:
-            try:
-                self.buffer += data
-            except MemoryError:  # an import that is too large for this PC must not end the line
-                self.buffer = bytearray()
-                self.refuse(BadRequest("This PC has no memory for so long a request: split the file.", 413))
-                return
+            if not self.buffer:
+                self.buffer = data
+            else:
+                try:
+                    if not isinstance(self.buffer, bytearray):
+                        self.buffer = bytearray(self.buffer)
+                    self.buffer += data
+                except MemoryError:  # an import that is too large for this PC must not end the line
+                    self.buffer = b""
+                    self.refuse(BadRequest("This PC has no memory for so long a request: split the file.", 413))
+                    return
             self.run()
         elif self.waiting:
             self.close()
@@ -2779,10 +2794,10 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def _take_request(self) -> bool:
         """Move one whole request from the buffer to `head` and `body`; False while it is not all there."""
-        buffer = self.buffer
-        if self.head is None:
+        buffer, head = self.buffer, self.head
+        if head is None:
             if buffer[:1] in (b"\r", b"\n"):  # old clients end a body with an empty line
-                del buffer[: len(buffer) - len(buffer.lstrip(b"\r\n"))]
+                self.buffer = buffer = buffer.lstrip(b"\r\n")
             if not buffer:
                 return False
             if self.idle:
@@ -2795,18 +2810,21 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                 if not buffer[:1].isupper():
                     raise BadRequest("This is not an HTTP request: send POST / HTTP/1.1 with a JSON body.")
                 return False
-            self.head = parse_head(bytes(buffer[:end]))
-            del buffer[:start]
-            self._check_length(self.head)
-        head = self.head
-        if len(buffer) < head.length:
+            self.head = head = parse_head(bytes(buffer[:end]))
+            self.body_start = start
+            self._check_length(head, len(buffer) - start)
+        start, end = self.body_start, self.body_start + head.length
+        if len(buffer) < end:
             return False
-        self.body = bytes(buffer[: head.length])
-        del buffer[: head.length]
+        self.body = bytes(buffer[start:end])
+        self.buffer = buffer[end:]
         return True
 
-    def _check_length(self, head: Head) -> None:
-        """Refuse a body that is too long before it is read; tell a client that asks first to go on."""
+    def _check_length(self, head: Head, there: int) -> None:
+        """Refuse a body that is too long before it is read; tell a client that asks first to go on.
+
+        `there`: bytes that have come behind the head.
+        """
         limit = MAX_BODY
         if head.path == MANAGEMENT + "import" and head.method == "POST":
             self.server.check_manager(self, head)
@@ -2814,7 +2832,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.deadline = self.server.now + UPLOAD_SECONDS
         if head.length > limit:
             raise BadRequest(f"The body is longer than {limit} bytes.", 413)
-        if "expect" in head.headers and len(self.buffer) < head.length:
+        if "expect" in head.headers and there < head.length:
             self._queue(b"HTTP/1.1 100 Continue\r\n\r\n", False, True)
 
     def _dispatch(self) -> None:
@@ -2827,13 +2845,16 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.deadline = self.server.now + IDLE_SECONDS
         if head.method not in ("POST", "GET"):
             raise BadRequest("Only POST carries a request.", 501)
-        managing = head.path.startswith(MANAGEMENT) or (head.method == "GET" and is_loopback(self.station))
-        if self.server.networks and not managing and not self.server.allows(self.station):
+        if self.server.networks and not self.server.allows(self.station) and not self._manages(head):
             raise Forbidden("This station is not allowed here: see serve --allow.")
         if head.method == "POST":
             self.do_POST()
         else:
             self.do_GET()
+
+    def _manages(self, head: Head) -> bool:
+        """Say whether this is for management, which has checks of its own."""
+        return head.path.startswith(MANAGEMENT) or (head.method == "GET" and is_loopback(self.station))
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
@@ -3051,6 +3072,7 @@ class CertServer(http.server.HTTPServer):
         self.replies: List[Reply] = []
         self.turn_events: List[RequestEvent] = []
         self.again: List[CertRequestHandler] = []
+        self._fresh: List[CertRequestHandler] = []  # accepted in this turn, and not known to the selector
         self.site = Site()
         self.jobs: Deque[Job] = deque()
         self.networks = [ipaddress.ip_network(network) for network in allow]
@@ -3120,11 +3142,17 @@ class CertServer(http.server.HTTPServer):
             handler.run()
             if handler.open and not handler.closing:
                 handler.watch()
-        while ready:
+        for _ in range(GATHER_ROUNDS):
             for key, events in ready:
                 key.data(events)
-            gathering = time.monotonic() < self.now + GATHER_SECONDS
-            ready = self._selector.select(0) if gathering else []
+            self._look_at_fresh()
+            if not (ready or self._fresh) or time.monotonic() > self.now + GATHER_SECONDS:
+                break
+            ready = self._selector.select(0)
+        fresh, self._fresh = self._fresh, []
+        for handler in fresh:
+            if handler.open:
+                handler.watch()
         self._finish_turn()
         if self.jobs:
             self._work()
@@ -3135,6 +3163,18 @@ class CertServer(http.server.HTTPServer):
                 if not handler.waiting or handler.unsent:
                     handler.expire()
             self._finish_turn()
+
+    def _look_at_fresh(self) -> None:
+        """Take what new connections have sent: mostly all that they ever will, before the selector need know them."""
+        fresh, self._fresh = self._fresh, []
+        for handler in fresh:
+            if handler.open:
+                handler.feed()
+            if handler.open and not handler.closing:
+                if handler.buffer or not handler.idle or handler.due:
+                    handler.watch()
+                else:
+                    self._fresh.append(handler)
 
     def _finish_turn(self) -> None:
         """Commit, then let the replies go."""
@@ -3185,9 +3225,7 @@ class CertServer(http.server.HTTPServer):
                 self._evict()
             self.connections.add(handler)
             self._of_peer[handler.station] = self._of_peer.get(handler.station, 0) + 1
-            handler.feed()  # its request has often arrived with it
-            if handler.open and not handler.closing:
-                handler.watch()
+            self._fresh.append(handler)
 
     def _evict(self, station: str = "") -> bool:
         """Close the connection, of this peer if named, that was silent longest, so that a new client finds room."""
@@ -3216,9 +3254,10 @@ class CertServer(http.server.HTTPServer):
         self._of_peer[handler.station] -= 1
         if not self._of_peer[handler.station]:
             del self._of_peer[handler.station]
-        for job in [job for job in self.jobs if job.handler is handler]:
-            self.jobs.remove(job)
-            job.steps.close()
+        if self.jobs:
+            for job in [job for job in self.jobs if job.handler is handler]:
+                self.jobs.remove(job)
+                job.steps.close()
 
     def allows(self, station: str) -> bool:
         """Say whether --allow lets this station in."""
@@ -4198,19 +4237,20 @@ class Activity:
         self.seen: Dict[str, int] = {}  # when each station was last heard of
         self.events: Deque[RequestEvent] = deque(maxlen=FEED_LENGTH)
 
-    def add(self, event: RequestEvent) -> None:
-        """Count an event."""
-        self.events.append(event)
-        if event.action in OPERATIONS or not event.station:
-            return  # a person's, or a sentence for one
-        self.seen[event.station] = event.time
-        column = 3 if event.result.startswith("refused") else COUNTED.get(event.result)
-        if column is not None:
-            key = event.product_key, event.station
-            self._count(self.hours, event.time // HOUR, SHIFT_HOURS, key, column)
-            self._count(self.minutes, event.time // MINUTE, RATE_MINUTES, key, column)
+    def add(self, events: Sequence[RequestEvent]) -> None:
+        """Count events, the latest last."""
+        self.events.extend(events)
+        of_stations = [e for e in events if e.station and e.action not in OPERATIONS]  # not a person's, no sentence
+        self.seen.update({e.station: e.time for e in of_stations})
+        alike = Counter([(e.time // MINUTE, e.result, e.product_key, e.station) for e in of_stations])
+        for (minute, result, product_key, station), number in alike.items():
+            column = 3 if result.startswith("refused") else COUNTED.get(result)
+            if column is not None:
+                key = product_key, station
+                self._count(self.hours, minute * MINUTE // HOUR, SHIFT_HOURS, key, column, number)
+                self._count(self.minutes, minute, RATE_MINUTES, key, column, number)
 
-    def _count(self, sums: Sums, period: int, kept: int, key: Tuple[str, str], column: int) -> None:
+    def _count(self, sums: Sums, period: int, kept: int, key: Tuple[str, str], column: int, number: int) -> None:
         if period not in sums:
             sums[period] = {}
             for old in [old for old in sums if old <= period - kept]:
@@ -4223,24 +4263,16 @@ class Activity:
         counts = sums[period]
         if key not in counts and len(counts) >= MAX_SUMS:
             key = "", "..."
-        counts.setdefault(key, [0, 0, 0, 0])[column] += 1
+        counts.setdefault(key, [0, 0, 0, 0])[column] += number
 
     def recover(self, store: Store, now: int) -> Generator[None, None, None]:
         """Take over what the journal tells of the time before the server started."""
         before = Activity()
         for event in store.look_back([f",{kind},".encode() for kind in RECOVERED], RECOVERED_BYTES):
             if event and event.kind in RECOVERED and now - SHIFT_HOURS * HOUR < event.time <= now:
-                before.add(
-                    RequestEvent(
-                        event.time,
-                        event.station,
-                        RECOVERED[event.kind],
-                        event.device_id,
-                        event.device_name,
-                        RESULTS[event.kind],
-                        event.product_key,
-                    )
-                )
+                result = RESULTS[event.kind]
+                request = (event.time, event.station, RECOVERED[event.kind], event.device_id, event.device_name, result)
+                before.add([RequestEvent(*request, event.product_key)])
             yield
         for ours, theirs in ((self.hours, before.hours), (self.minutes, before.minutes)):
             for period, counts in theirs.items():
@@ -4322,12 +4354,11 @@ class Page(Site):
 
     def events(self, events: Sequence[RequestEvent]) -> None:
         """See requests whose records are durable."""
-        for event in events:
-            self.activity.add(event)
+        self.activity.add(events)
 
     def notice(self, sentence: str) -> None:
         """See a sentence for the operator."""
-        self.activity.add(RequestEvent(_now(), "", "-", "", "", sentence))
+        self.activity.add([RequestEvent(_now(), "", "-", "", "", sentence)])
 
     # -- who may ask ---------------------------------------------------------------------------------------------------
 

@@ -459,7 +459,7 @@ def test_a_request_that_does_not_fit_into_memory_is_refused_and_the_line_goes_on
     with server.connect(ask("large")[:20]) as client:
         server.turn()
         [handler] = server.server.connections
-        handler.buffer = Full()
+        handler.buffer = Full(handler.buffer)
         client.send(ask("large")[20:])
         status, reply = server.answer(client)
     assert (status, reply["Status"]) == (413, "BadRequest")
