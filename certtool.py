@@ -512,6 +512,9 @@ class Record(NamedTuple):
     rerequests: int = 0
 
 
+NEVER_MOVED = tuple(map(Record, range(len(STATUS_NAMES))))  # without a device there is nothing else to know
+
+
 class Undo(NamedTuple):
     """What `State.restore` needs: how the certificate and the pool's cursor were before an event, and which numbers
     left the head of `Product.returned` with it."""
@@ -626,10 +629,13 @@ class State:
     def record(self, number: int) -> Record:
         """Return what is known of the certificate `number`."""
         if number >= len(self._device):
-            return Record(self._status[number])
+            return NEVER_MOVED[self._status[number]]
+        device_id = self._device[number]
+        if not device_id and number not in self._rerequests:
+            return NEVER_MOVED[self._status[number]]
         return Record(
             self._status[number],
-            self._device[number],
+            device_id,
             self._station[number],
             self._allocated_at[number],
             self._written_at[number],
@@ -1036,7 +1042,7 @@ DIGEST_LENGTH = 16
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
 
 _PLAIN = re.compile(r"[^=+\-@'\",\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
-_PLAIN_CELLS = re.compile(r"(?:(?:[^=+\-@'\",\r\n][^\",\r\n]*)?,){4}").fullmatch  # four of them, and an empty one
+_PLAIN_CELLS = re.compile(4 * r"(?![=+\-@'])[^\",\r\n]*,").fullmatch  # four of them, and an empty one
 _SPECIAL = ('"', "'", *(before + first for before in "\n," for first in "=+-@"))  # in lines of cells that do not
 
 
@@ -1343,8 +1349,9 @@ class ImportFile:
         """Read one row. Raises OSError, ValueError, TypeError or csv.Error where the file was changed."""
         if self.file is None:
             self.file = open(self.path, "rb")  # noqa: SIM115 - kept open, closed by the store
-        self.file.seek(self.offsets[number - self.first])
-        return _certificate_of(self.file.readline())
+        file = self.file
+        file.seek(self.offsets[number - self.first])
+        return _certificate_of(file.readline())
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
@@ -2517,7 +2524,6 @@ class Head(NamedTuple):
     headers: Mapping[str, str]
 
 
-@functools.lru_cache(maxsize=256)
 def parse_head(data: bytes) -> Head:
     """Read a head without its empty line. Raises BadRequest (400 or 501) for whatever leaves a doubt where it ends."""
     first, *lines = data.decode("latin-1").replace("\r\n", "\n").split("\n")
@@ -2546,6 +2552,11 @@ def parse_head(data: bytes) -> Head:
     tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
     keep_alive = "close" not in tokens if version == "1.1" else "keep-alive" in tokens
     return Head(method, path, keep_alive, int(length), headers)
+
+
+def is_usual(head: Head) -> bool:
+    """Say whether a request with this head needs nothing but its body: no second look at length or expectation."""
+    return head.length <= MAX_BODY and "expect" not in head.headers
 
 
 def _head_end(buffer: Union[bytes, bytearray]) -> Tuple[int, int]:
@@ -2593,8 +2604,17 @@ def parse_object(body: bytes) -> Dict[str, Any]:
     return value
 
 
+_USUAL_REQUEST = re.compile(
+    rb'\{"ProductKey": ?"([ !#-\[\]-~]{1,64})", ?"DeviceID": ?"([!#-\[\]-~]{1,64})", ?"Action": ?([012])\}'
+)  # what nearly every client sends, byte for byte; it means what the long way makes of it
+
+
 def parse_request(body: bytes) -> Tuple[str, str, int]:
     """Return ProductKey, DeviceID ("" for none) and Action of a request. Raises BadRequest."""
+    usual = _USUAL_REQUEST.fullmatch(body)
+    if usual:
+        key, device, digit = usual.groups()
+        return key.decode(), device.decode(), int(digit)
     fields = parse_object(body)
     product_key, device_id, action = fields.get("ProductKey"), fields.get("DeviceID"), fields.get("Action")
     if not isinstance(product_key, str) or not _KEY.fullmatch(product_key):
@@ -2615,13 +2635,13 @@ def parse_request(body: bytes) -> Tuple[str, str, int]:
 
 def format_certificate(certificate: Certificate, device_id: str, crc_as_int: bool) -> bytes:
     """Return the answer to a request, keys in the contract's order."""
-    credential = certificate.credential
-    checksum = str(int(certificate.crc32, 16)) if crc_as_int else f'"{certificate.crc32}"'
-    product_id = f'"ProductID": {quote(credential.product_id)}, ' if credential.product_id else ""
+    (product_key, device_name, device_secret, product_secret, product_id, _), crc32 = certificate
+    checksum = str(int(crc32, 16)) if crc_as_int else f'"{crc32}"'
+    with_id = f'"ProductID": {quote(product_id)}, ' if product_id else ""
     return (
-        f'{{"ProductKey": {quote(credential.product_key)}, "ProductSecret": {quote(credential.product_secret)}, '
-        f'"DeviceSecret": {quote(credential.device_secret)}, "CRC32": {checksum}, '
-        f'"DeviceName": {quote(credential.device_name)}, "DeviceID": {quote(device_id)}, {product_id}"Status": "OK"}}'
+        f'{{"ProductKey": {quote(product_key)}, "ProductSecret": {quote(product_secret)}, '
+        f'"DeviceSecret": {quote(device_secret)}, "CRC32": {checksum}, '
+        f'"DeviceName": {quote(device_name)}, "DeviceID": {quote(device_id)}, {with_id}"Status": "OK"}}'
     ).encode()
 
 
@@ -2639,10 +2659,15 @@ def format_reply(
     http_status: int, body: bytes, keep_alive: bool, content_type: str = "application/json", more: str = ""
 ) -> bytes:
     """Frame an answer, with `more` header lines. It has no Date: the clocks of line PCs jump (RFC 9110, 6.6.1)."""
+    return _reply_head(http_status, len(body), keep_alive, content_type, more) + body
+
+
+@functools.lru_cache(maxsize=256)
+def _reply_head(http_status: int, length: int, keep_alive: bool, content_type: str, more: str) -> bytes:
     return (
         f"HTTP/1.1 {http_status} {REASONS[http_status]}\r\nContent-Type: {content_type}\r\n{more}"
-        f"Content-Length: {len(body)}\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
-    ).encode() + body
+        f"Content-Length: {length}\r\nConnection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
+    ).encode()
 
 
 def format_json(value: Any) -> Generator[None, None, bytes]:
@@ -2669,6 +2694,7 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
+USUAL_HEADS = 256  # request heads that are kept, so that they need not be read again
 GATHER_ROUNDS = 30  # of such looks in a turn
 MANAGEMENT = "/certtool/"
 LOOPBACK_HOSTS = re.compile(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
@@ -2747,17 +2773,14 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                 self.draining = False
                 self.settle()
         elif data:
-            if not self.buffer:
-                self.buffer = data
-            else:
-                try:
-                    if not isinstance(self.buffer, bytearray):
-                        self.buffer = bytearray(self.buffer)
-                    self.buffer += data
-                except MemoryError:  # an import that is too large for this PC must not end the line
-                    self.buffer = b""
-                    self.refuse(BadRequest("This PC has no memory for so long a request: split the file.", 413))
+            if self.idle and not (self.buffer or self.waiting or self.closing or self.unsent):
+                text, _, body = data.partition(b"\r\n\r\n")
+                head = self.server.usual_heads.get(text)
+                if head and len(body) == head.length:  # as nearly always: one whole request, of a kind seen before
+                    self.body = body
+                    self._dispatch(head)
                     return
+            self._buffer(data)
             self.run()
         elif self.waiting:
             self.close()
@@ -2767,6 +2790,19 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.watch()
         else:
             self.refuse(BadRequest("The connection ended in the middle of a request."))
+
+    def _buffer(self, data: bytes) -> None:
+        """Keep what has arrived behind what is there."""
+        try:
+            if not self.buffer:
+                self.buffer = data
+            elif isinstance(self.buffer, bytearray):
+                self.buffer += data
+            else:
+                self.buffer = bytearray(self.buffer) + data
+        except MemoryError:  # an import that is too large for this PC must not end the line
+            self.buffer = b""
+            self.refuse(BadRequest("This PC has no memory for so long a request: split the file.", 413))
 
     def run(self) -> None:
         """Run whole requests from the buffer, a bounded number in one turn."""
@@ -2778,28 +2814,27 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                 self.held = bool(self.buffer)
                 return
             try:
-                if not self._take_request():
-                    return
-                self._dispatch()
-                if not self.buffer:
-                    return
+                head = self._take_request()
             except CertToolError as error:
                 self.refuse(error)
-            except Exception as error:  # the one boundary: whatever it is, the line goes on
-                self.server.unexpected(error)
-                self.refuse(CertToolError("Something unexpected happened here; the server's screen says where."))
+                return
+            if not head:
+                return
+            self._dispatch(head)
+            if not self.buffer:
+                return
         self.more = bool(self.buffer)
         if self.more:
             self.server.again.append(self)
 
-    def _take_request(self) -> bool:
-        """Move one whole request from the buffer to `head` and `body`; False while it is not all there."""
+    def _take_request(self) -> Optional[Head]:
+        """Take one whole request from the buffer: its head, and `body`; None while it is not all there."""
         buffer, head = self.buffer, self.head
         if head is None:
             if buffer[:1] in (b"\r", b"\n"):  # old clients end a body with an empty line
                 self.buffer = buffer = buffer.lstrip(b"\r\n")
             if not buffer:
-                return False
+                return None
             if self.idle:
                 self.idle = False
                 self.deadline = self.server.now + REQUEST_SECONDS
@@ -2809,16 +2844,20 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                     raise BadRequest(f"The headers are longer than {MAX_HEAD} bytes.", 431)
                 if not buffer[:1].isupper():
                     raise BadRequest("This is not an HTTP request: send POST / HTTP/1.1 with a JSON body.")
-                return False
-            self.head = head = parse_head(bytes(buffer[:end]))
+                return None
+            text = bytes(buffer[:end])
+            self.head = head = parse_head(text)
             self.body_start = start
             self._check_length(head, len(buffer) - start)
+            if buffer[end:start] == b"\r\n\r\n" and is_usual(head):
+                self.server.remember(text, head)
         start, end = self.body_start, self.body_start + head.length
         if len(buffer) < end:
-            return False
+            return None
         self.body = bytes(buffer[start:end])
         self.buffer = buffer[end:]
-        return True
+        self.head = None
+        return head
 
     def _check_length(self, head: Head, there: int) -> None:
         """Refuse a body that is too long before it is read; tell a client that asks first to go on.
@@ -2835,22 +2874,27 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if "expect" in head.headers and there < head.length:
             self._queue(b"HTTP/1.1 100 Continue\r\n\r\n", False, True)
 
-    def _dispatch(self) -> None:
-        head, self.head = self.head, None
-        assert head
-        self.command, self.path, self.keep_alive = head.method, head.path, head.keep_alive
-        self.request_head = head
+    def _dispatch(self, head: Head) -> None:
+        """Run a whole request. The one boundary: whatever goes wrong, it is answered, and the line goes on."""
         self.idle = True
+        self.request_head = head
+        self.command, self.path, self.keep_alive = head.method, head.path, head.keep_alive
         if not self.unsent:
             self.deadline = self.server.now + IDLE_SECONDS
-        if head.method not in ("POST", "GET"):
-            raise BadRequest("Only POST carries a request.", 501)
-        if self.server.networks and not self.server.allows(self.station) and not self._manages(head):
-            raise Forbidden("This station is not allowed here: see serve --allow.")
-        if head.method == "POST":
-            self.do_POST()
-        else:
-            self.do_GET()
+        try:
+            if self.server.networks and not self.server.allows(self.station) and not self._manages(head):
+                raise Forbidden("This station is not allowed here: see serve --allow.")
+            if head.method == "POST":
+                self.do_POST()
+            elif head.method == "GET":
+                self.do_GET()
+            else:
+                raise BadRequest("Only POST carries a request.", 501)
+        except CertToolError as error:
+            self.refuse(error)
+        except Exception as error:
+            self.server.unexpected(error)
+            self.refuse(CertToolError("Something unexpected happened here; the server's screen says where."))
 
     def _manages(self, head: Head) -> bool:
         """Say whether this is for management, which has checks of its own."""
@@ -2891,12 +2935,17 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.server.site.get(self)
 
     def reply(
-        self, http_status: int, body: bytes, recorded: bool = False, content_type: str = "", more: str = ""
+        self,
+        http_status: int,
+        body: bytes,
+        recorded: bool = False,
+        content_type: str = "application/json",
+        more: str = "",
     ) -> None:
         """Queue an answer for the end of the turn; a `recorded` one becomes a 503 if the commit fails."""
         if not self.keep_alive:
             self.closing = True
-        data = format_reply(http_status, body, self.keep_alive, content_type or "application/json", more)
+        data = format_reply(http_status, body, self.keep_alive, content_type, more)
         self.due += 1
         self.server.replies.append((self, data, recorded, self.keep_alive))
 
@@ -2943,6 +2992,9 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             if sent < len(data):
                 self.unsent = data[sent:]
                 self.deadline = self.server.now + REPLY_SECONDS
+            elif last and not self.draining:
+                self.close()
+                return
             elif not last and self.events == READ and not (self.more or self.held or self.waiting):
                 return  # as most often: the next request may come
         self.settle()
@@ -3072,6 +3124,7 @@ class CertServer(http.server.HTTPServer):
         self.replies: List[Reply] = []
         self.turn_events: List[RequestEvent] = []
         self.again: List[CertRequestHandler] = []
+        self.usual_heads: Dict[bytes, Head] = {}
         self._fresh: List[CertRequestHandler] = []  # accepted in this turn, and not known to the selector
         self.site = Site()
         self.jobs: Deque[Job] = deque()
@@ -3258,6 +3311,12 @@ class CertServer(http.server.HTTPServer):
             for job in [job for job in self.jobs if job.handler is handler]:
                 self.jobs.remove(job)
                 job.steps.close()
+
+    def remember(self, text: bytes, head: Head) -> None:
+        """Keep a head that `is_usual`: stations send the same one with each request."""
+        if len(self.usual_heads) >= USUAL_HEADS:
+            self.usual_heads.clear()
+        self.usual_heads[text] = head
 
     def allows(self, station: str) -> bool:
         """Say whether --allow lets this station in."""

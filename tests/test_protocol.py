@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Tuple
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from certtool import REQUEST_SECONDS, CertRequestHandler
+import certtool
+from certtool import REQUEST_SECONDS, BadRequest, CertRequestHandler, parse_request
 from tests import identities
 from tests.inside import PATIENCE, Inside
 from tests.support import SAMPLE, RunCerttool, Server, StartServer, raw
@@ -28,6 +31,38 @@ def text_of(server: Server, device_id: Optional[str], product: str = "a1SampleWf
     """Send one request; return the body of the reply as it came."""
     [(_, _, body)] = split(raw(server.port, ask(device_id, product=product, action=action), shutdown=True))
     return body.decode()
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+
+def read_request(body: bytes) -> object:
+    """What `parse_request` makes of a body, or the sentence that refuses it."""
+    try:
+        return parse_request(body)
+    except BadRequest as error:
+        return str(error)
+
+
+ODD = st.sampled_from(['"', "\\", "\\u0041", " ", "\t", "", "é", "\x7f", "0", "x" * 64, "a1Key", ",", "}", "\n"])
+TEXTS = st.lists(ODD, max_size=3).map("".join)
+
+
+@given(
+    key=TEXTS,
+    device=TEXTS,
+    action=st.sampled_from("0 1 2 3 -1 1.0 01 true".split()),
+    gap=st.sampled_from(["", " ", "  "]),
+)
+@example(key="a1Key", device="A0B1", action="1", gap=" ")
+def test_the_short_way_through_a_usual_request_means_what_the_long_one_does(
+    key: str, device: str, action: str, gap: str
+) -> None:
+    body = f'{{"ProductKey":{gap}"{key}",{gap}"DeviceID":{gap}"{device}",{gap}"Action":{gap}{action}}}'.encode()
+    short = read_request(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certtool, "_USUAL_REQUEST", re.compile(b"never"))
+        assert read_request(body) == short
 
 
 # -- replies -----------------------------------------------------------------------------------------------------------
