@@ -535,7 +535,7 @@ class Product:
         self.key = key
         self.names: Dict[str, int] = {}
         self.devices: Dict[str, int] = {}
-        self.pool = array("L")  # numbers in the order of import, without those bound in advance
+        self.pool = array("I")  # numbers in the order of import, without those bound in advance
         self.cursor = 0  # what stands before it in the pool is not free, except what `returned` has
         self.returned: Deque[int] = deque()  # released ones, given out last
         self.counts = [0] * len(STATUS_NAMES)
@@ -607,7 +607,7 @@ class State:
         self.prepared: Deque[Staged] = deque()  # imports whose events come next
         self.batches: List[Tuple[int, str]] = []  # (first number, batch) of each import
         self.stocks: List[Stock] = []
-        self._stock_of = array("L")  # of each certificate, an index of `stocks`
+        self._stock_of = array("I")  # of each certificate, an index of `stocks`
         self.sources: Dict[str, int] = {}  # digest of each file that was imported whole, with its number of rows
         self.names: List[str] = []
         self._status = bytearray()
@@ -789,7 +789,10 @@ class State:
             self.sources[detail["source"]] = detail["read"]
         self.batches.append((staged.first, staged.batch))
         self._adopt_stocks(staged)
-        self.names.extend(staged.names)
+        if self.names:
+            self.names.extend(staged.names)
+        else:
+            self.names = staged.names  # a first, large import needs no second list
         self._status.extend(bytes(len(staged.names)))
         for key, new in staged.products.items():
             product = self.products.get(key)
@@ -807,7 +810,7 @@ class State:
                 self._device[number] = device_id
 
     def _adopt_stocks(self, staged: Staged) -> None:
-        places = array("L", [0]) * len(staged.names)
+        places = array("I", [0]) * len(staged.names)
         for key, product in staged.products.items():
             same = (place for place, stock in enumerate(self.stocks) if stock[:2] == (key, staged.batch))
             place = next(same, len(self.stocks))
@@ -815,7 +818,7 @@ class State:
                 self.stocks.append(Stock(key, staged.batch, [0] * len(STATUS_NAMES)))
             self.stocks[place].counts[UNALLOCATED] += product.total
             if product.total == len(places):
-                places = array("L", [place]) * len(places)
+                places = array("I", [place]) * len(places)
             else:
                 for number in product.names.values():
                     places[number - staged.first] = place
@@ -1065,6 +1068,14 @@ def decode_cells(text: str) -> List[str]:
     return cells
 
 
+def decode_lines(lines: Sequence[str]) -> List[List[str]]:
+    """Read many lines of cells that `encode_cell` wrote. Raises csv.Error where the quotes do not match."""
+    text = "\n".join(lines)
+    if '"' in text or "'" in text:
+        return list(map(decode_cells, lines))
+    return [line.split(",") for line in lines]
+
+
 @functools.lru_cache(maxsize=4)
 def _second_as_text(second: int) -> Tuple[str, str]:
     text = datetime.fromtimestamp(second, timezone.utc).astimezone().isoformat()
@@ -1203,7 +1214,7 @@ IMPORT_COLUMNS = (*COLUMNS, "CRC32")
 IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
 MARK_LENGTH = 12 + 1 + DIGEST_LENGTH + 1 + DIGEST_LENGTH + 1  # bytes of a line: seq, digest, and a digest over both
 OPEN_IMPORTS = 16  # import files kept open for reading
-READ_BYTES = 1 << 20  # of an import file in one step
+READ_BYTES = 1 << 17  # of an import file in one step
 LOOK_BACK_BYTES = 1 << 18  # of the journal in one step
 PROGRESS_EVENTS = 20_000  # events between two reports of progress
 TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
@@ -1329,12 +1340,14 @@ class ImportFile:
         try:
             with open(self.path, "rb") as file:
                 right = file.readline() == IMPORT_HEADER
-                for lines in iter(lambda: file.readlines(READ_BYTES), []):
-                    data = b"".join(lines)
+                for data in iter(lambda: file.read(READ_BYTES) + file.readline(), b""):
                     digest.update(data)
-                    self.offsets.extend(itertools.accumulate(map(len, lines[:-1]), initial=offset))
+                    lines = data.decode("ascii").split("\n")
+                    right = right and not lines.pop()
+                    starts = itertools.accumulate(map(len, lines), initial=offset)  # line ends not counted
+                    self.offsets.extend(map(operator.add, starts, range(len(lines))))
                     offset += len(data)
-                    _stage_rows(staged, data.decode("ascii").split("\n")[:-1])
+                    _stage_rows(staged, lines)
                     progress(f"reading {os.path.basename(self.path)}", len(self.offsets), rows)
         except OSError as error:
             raise StoreError(
@@ -1362,7 +1375,10 @@ class ImportFile:
 
 def _stage_rows(staged: Staged, lines: Sequence[str]) -> None:
     """Prepare the rows of an import file, in runs of one product."""
-    keys, names, _, _, _, device_ids, _ = zip(*map(decode_cells, lines))
+    keys, names, _, _, _, device_ids, _ = zip(*decode_lines(lines))
+    if keys.count(keys[0]) == len(keys):
+        staged.add(keys[0], names, device_ids)
+        return
     start = 0
     for key, run in itertools.groupby(keys):
         end = start + sum(1 for _ in run)
@@ -4887,6 +4903,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             stream.reconfigure(errors="replace")  # a console in GBK cannot show every name
     if crc32_warning:
         print(f"certtool: {crc32_warning}", file=sys.stderr)
+    gc.set_threshold(100_000)  # a million rows make no garbage that only a search would find
     try:
         options = _parser().parse_args(arguments)
         code: int = options.run(options)
