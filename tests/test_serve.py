@@ -25,7 +25,7 @@ from tests import identities
 from tests.identities import PRODUCT
 from tests.inside import PATIENCE, Inside
 from tests.stations import Stations
-from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, StartServer, child_env, no_traceback, raw
+from tests.support import CERTTOOL, ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, no_traceback, raw
 from tests.wire import Reply, ask, has_ipv6, post, replies
 
 WIFI = "a1SampleWf0"
@@ -756,10 +756,18 @@ def test_a_long_import_shows_its_progress_on_a_terminal_and_wipes_it(store: Path
         assert seen.endswith(b"\r\x1b[K")
 
 
+SLOW_DISK = """
+import sys, time, certtool
+write = certtool.ImportWriter.write
+certtool.ImportWriter.write = lambda *rows: (time.sleep(0.05), write(*rows))
+sys.exit(certtool.main())
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a signal to one process")
 def test_an_import_that_is_interrupted_changes_nothing(store: Path, big: Path, certtool: RunCerttool) -> None:
-    command = [sys.executable, str(CERTTOOL), "import", str(big), "--data", str(store)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=child_env(), encoding="utf-8") as importing:
+    command = [sys.executable, "-c", SLOW_DISK, "import", str(big), "--data", str(store)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=child_env(), encoding="utf-8", cwd=ROOT) as importing:
         until(lambda: (store / "imports").exists() and list((store / "imports").iterdir()), "the import begins")
         importing.send_signal(signal.SIGINT)
         assert importing.stderr
