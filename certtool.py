@@ -1044,8 +1044,8 @@ DIGEST_LENGTH = 16
 
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
 
-_PLAIN = re.compile(r"[^=+\-@'\",\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
-_PLAIN_CELLS = re.compile(4 * r"(?![=+\-@'])[^\",\r\n]*,").fullmatch  # four of them, and an empty one
+_PLAIN = re.compile(r"[^=+\-@'\",\t\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
+_PLAIN_CELLS = re.compile(4 * r"(?![=+\-@'\t])[^\",\r\n]*,").fullmatch  # four of them, and an empty one
 _SPECIAL = ('"', "'", *(before + first for before in "\n," for first in "=+-@"))  # in lines of cells that do not
 
 
@@ -1053,7 +1053,7 @@ def encode_cell(text: str) -> str:
     """Write one cell so that any CSV reader reads it back, and no spreadsheet runs it."""
     if not text or _PLAIN(text):
         return text
-    if text[0] in "=+-@'":
+    if text[0] in "=+-@'\t\r\n":
         text = "'" + text
     if '"' in text or "," in text or "\n" in text or "\r" in text:
         return '"' + text.replace('"', '""') + '"'
@@ -4584,6 +4584,8 @@ class Page(Site):
                 handler.stream(b"%s%x\r\n%s\r\n" % (head, len(data), data))
                 head, lines = b"", []
                 yield
+            elif number is None:
+                yield
         handler.stream(b"0\r\n\r\n", last=True)
 
 
@@ -5165,10 +5167,10 @@ def run_serve(options: argparse.Namespace) -> int:
                 gc.freeze()  # the state lives as long as the process: do not search a million strings for garbage
                 gc.set_threshold(100_000)  # requests leave none but by an error
                 _print_start(store, state)
-                if not options.no_page:
-                    _serve_page(server, options.open)
+                page = None if options.no_page else _serve_page(server)
                 _print_ready(server)
-                server.serve_forever()
+                with _opened(page.link(), store.folder) if page and options.open else contextlib.nullcontext():
+                    server.serve_forever()
     finally:
         clean = console.close()
     if not clean:
@@ -5215,17 +5217,30 @@ def _print_start(store: Store, state: State) -> None:
         print("There is no certificate yet: add some with certtool.py import FILE, also while this runs.")
 
 
-def _serve_page(server: CertServer, show: bool) -> None:
+def _serve_page(server: CertServer) -> Page:
     page = server.site = Page(server, f"{_who()} (page)")
     print(f"Page for this PC alone: {page.link()}")
-    if show:
-        threading.Thread(target=_open_browser, args=(page.link(),), daemon=True).start()
+    return page
 
 
-def _open_browser(link: str) -> None:
-    import webbrowser  # noqa: PLC0415 - only for --open
+@contextlib.contextmanager
+def _opened(link: str, folder: str) -> Iterator[None]:
+    """Open a link with a token in the browser, by way of a file: any user of this PC sees what a command line holds."""
+    import pathlib  # noqa: PLC0415 - only for --open
+    import webbrowser  # noqa: PLC0415
 
-    webbrowser.open(link)
+    path = os.path.join(os.path.abspath(folder), "open-page.html")
+    try:
+        try:
+            with open(_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="ascii") as file:
+                file.write(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={link}">\n')
+            threading.Thread(target=webbrowser.open, args=(pathlib.Path(path).as_uri(),), daemon=True).start()
+        except OSError as error:
+            print(f"certtool: The browser was not opened ({error.strerror}): open the link.", file=sys.stderr)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the token in it ends with the server
+            os.unlink(path)
 
 
 def _print_ready(server: CertServer) -> None:

@@ -61,6 +61,11 @@ EVENTS = st.builds(Event, KIND, MOMENT, IN_A_LINE, IN_A_LINE, IN_A_LINE, IN_A_LI
 START = Event("store", 1_800_000_000_000, detail={"version": 1})
 
 
+@pytest.mark.parametrize("first", "=+-@'\t\r\n")
+def test_no_cell_begins_as_a_formula_does(first: str) -> None:
+    assert encode_cell(f"{first}1").lstrip('"')[0] == "'"
+
+
 def journal(*events: Event) -> List[bytes]:
     """The lines of a journal with these events."""
     writer = JournalWriter()

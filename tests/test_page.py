@@ -11,12 +11,13 @@ import re
 import socket
 import threading
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import pytest
 
 import certtool
 from tests.identities import PRODUCT, rows, write
+from tests.inside import Inside
 from tests.pages import PageClient, link
 from tests.support import SAMPLE, Server, StartServer, raw
 
@@ -426,17 +427,57 @@ def test_a_second_import_at_the_same_time_is_told_to_wait(server: StartServer, t
     assert sorted(answers) in ([200, 409], [200, 200])  # the second may have come after the first was done
 
 
-def test_open_opens_the_link_in_the_browser(server: StartServer, tmp_path: Path) -> None:
+def test_open_hands_the_link_to_the_browser_and_to_nobody_else(
+    server: StartServer, store: Path, tmp_path: Path
+) -> None:
     seen = tmp_path / "seen"
     browser = tmp_path / "browser"
-    browser.write_text(f'#!/bin/sh\necho "$1" > {seen}\n')
+    browser.write_text(f'#!/bin/sh\necho "$@" > {seen}\n')
     browser.chmod(0o700)
     running: Server = server("--open", env={"BROWSER": f"{browser} %s"})
     for _ in range(100):
         if seen.exists() and seen.read_text():
             break
         threading.Event().wait(0.05)
-    assert seen.read_text().strip() == link(running)
+    arguments = seen.read_text().strip()
+    assert arguments == (store / "open-page.html").as_uri(), "any user of the PC sees a command line"
+    assert f'url={link(running)}"' in (store / "open-page.html").read_text()
+    assert (store / "open-page.html").stat().st_mode & 0o077 == 0
+    running.stop()
+    assert not (store / "open-page.html").exists()
+
+
+def test_open_without_room_for_its_file_says_so_and_serves(server: StartServer, store: Path) -> None:
+    (store / "open-page.html").mkdir(parents=True)
+    running = server("--open", "--import", SAMPLE)
+    assert running.request(WIFI, "A0B1")[0] == 200
+    running.stop()
+    assert "The browser was not opened (Is a directory): open the link." in running.errors
+
+
+class Downloader:
+    """Takes what a job streams to it, and counts the pieces."""
+
+    unsent = b""
+    keep_alive = True
+
+    def __init__(self) -> None:
+        self.pieces: List[bytes] = []
+
+    def stream(self, data: bytes, last: bool = False) -> None:  # noqa: ARG002
+        """Take a piece."""
+        self.pieces.append(data)
+
+
+def test_a_download_that_finds_nothing_looks_through_a_large_store_in_steps(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "SELECT_SLICE", 10)
+    server = inside(100)
+    taker = Downloader()
+    steps = list(certtool.Page(server.server, "me")._export(taker, {"status": "Void"}))  # type: ignore[arg-type]
+    assert len(steps) >= 10
+    assert len(taker.pieces) == 2, "the header line, and the end"
 
 
 def test_the_journal_is_looked_back_into_whatever_the_size_of_a_step(

@@ -22,7 +22,9 @@ from tests.identities import PRODUCT, write
 from tests.pages import PageClient, link
 from tests.support import ROOT, SAMPLE, Server, StartServer, missing, need
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not for this Python")
+if sys.version_info >= (3, 14):
+    pytest.skip("The pinned Playwright is for CPython up to 3.13", allow_module_level=True)
+import playwright.sync_api as playwright
 
 AXE = "axe-core@4.10.2"
 SIZES = {"pc": (1366, 768), "phone": (390, 844)}
@@ -211,6 +213,19 @@ def test_the_page_says_so_when_the_server_is_gone_and_comes_back_by_the_new_link
     running.stop()
     until(page, "document.querySelector('#banners').innerText.includes('has not answered since')")
     assert page.inner_text("#live") == "No server"
+
+
+def test_the_file_that_open_hands_to_the_browser_opens_the_page(
+    server: StartServer, store: Path, chromium: Any
+) -> None:
+    running = server("--open", "--import", SAMPLE, env={"BROWSER": "true %s"})
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto((store / "open-page.html").as_uri())
+    page.wait_for_url(f"http://127.0.0.1:{running.port}/")
+    until(page, "typeof snapshot !== 'undefined' && snapshot !== null")
+    assert page.evaluate("document.referrer") == ""
+    context.close()
 
 
 def test_without_the_link_the_page_shows_nothing_and_says_how_to_open_it(server: StartServer, chromium: Any) -> None:
