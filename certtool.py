@@ -3962,7 +3962,8 @@ function drawChart(hours) {
     const x = place * width, good = (130 * written) / top, bad = (130 * failed) / top, date = new Date(start);
     parts.push(h("rect", { class: "f2", x: x + 5, y: 160 - good, width: width - 10, height: good }),
       h("rect", { class: "f3", x: x + 5, y: 160 - good - bad, width: width - 10, height: bad }),
-      h("text", { x: x + width / 2, y: 176 }, two(date.getHours()) + ":" + two(date.getMinutes())));
+      h("text", { class: place % 3 === 2 ? "" : "wide", x: x + width / 2, y: 176 },
+        two(date.getHours()) + ":" + two(date.getMinutes())));
     const value = { class: "value", x: x + width / 2, y: 154 - good - bad };
     if (written + failed) parts.push(h("text", value, number(written)));
   });
