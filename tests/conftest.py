@@ -6,11 +6,13 @@ import contextlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Tuple
 
 import pytest
+from _pytest.terminal import TerminalReporter  # pytest exports it from 8.4 on
 from hypothesis import HealthCheck, settings
 
+from tests.faults.oracle import TALLIES
 from tests.inside import Inside
 from tests.support import CERTTOOL, RunCerttool, Server, StartServer, child_env, no_traceback
 
@@ -22,6 +24,41 @@ settings.load_profile("certtool")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the harnesses look for faults."""
     parser.addoption("--thorough", action="store_true", help="look for faults ten times as long, with all programs")
+
+
+# -- the table of the faults -------------------------------------------------------------------------------------------
+
+HEADER = ("fault", "rounds", "injected", "acknowledged", "lost", "duplicated")
+ROWS: List[Tuple[str, ...]] = []  # of all workers
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand this worker's part of the table to the process that prints it."""
+    rows = [list(tally.cells()) for tally in TALLIES]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = rows
+    else:
+        ROWS.extend(map(tuple, rows))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take a worker's part of the table."""
+    ROWS.extend(map(tuple, getattr(node, "workeroutput", {}).get("faults", ())))
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Print the table."""
+    if not ROWS:
+        return
+    widths = [max(map(len, column)) for column in zip(HEADER, *ROWS)]
+    terminalreporter.section("faults")
+    for first, *others in [HEADER, *ROWS]:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:]))]
+        terminalreporter.write_line("  ".join(cells))
+
+
+# -- fixtures ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

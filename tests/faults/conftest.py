@@ -1,19 +1,15 @@
-"""The table of the faults, and what their tests share."""
+"""What the tests of the faults share. Their table is printed by tests/conftest.py, for all workers together."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable
 
 import pytest
-from _pytest.terminal import TerminalReporter  # pytest exports it from 8.4 on
 
 from tests import identities
-from tests.faults.oracle import Tally
-
-HEADER = ("fault", "rounds", "injected", "acknowledged", "lost", "duplicated")
-TALLIES: List[Tally] = []
+from tests.faults.oracle import TALLIES, Tally
 
 
 @pytest.fixture
@@ -38,15 +34,3 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Subprocesses start without measuring coverage: there are hundreds."""
     for name in [name for name in os.environ if name.startswith("COV_CORE_")]:
         monkeypatch.delenv(name)
-
-
-def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Print the table."""
-    if not TALLIES:
-        return
-    rows = [HEADER, *(tally.cells() for tally in TALLIES)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    terminalreporter.section("faults")
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:]))]
-        terminalreporter.write_line("  ".join(cells))

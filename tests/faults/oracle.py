@@ -40,6 +40,9 @@ class Tally:
         return (self.fault, *(f"{count:,}" for count in counts))
 
 
+TALLIES: List[Tally] = []  # the table, as far as this process knows
+
+
 class Verdict(NamedTuple):
     """What is wrong with a recovered store, in sentences."""
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 import certtool
-from tests.faults.conftest import TALLIES
-from tests.faults.oracle import Oracle, Tally, judged
+from tests.faults.oracle import TALLIES, Oracle, Tally, judged
 from tests.inside import Inside
 from tests.stores import RAISE, SHORT, Disk
 from tests.wire import ask, replies
