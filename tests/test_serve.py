@@ -757,7 +757,8 @@ def test_a_long_import_shows_its_progress_on_a_terminal_and_wipes_it(store: Path
 
 
 SLOW_DISK = """
-import sys, time, certtool
+import signal, sys, time, certtool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
 write = certtool.ImportWriter.write
 certtool.ImportWriter.write = lambda *rows: (time.sleep(0.05), write(*rows))
 sys.exit(certtool.main())
