@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
 
-from bench.serve import CERTIFICATES, ROOT, SECONDS, load
+from bench.serve import MOST, ROOT, SECONDS, load
 from tests import identities
 
 PAGES = 20
@@ -88,7 +88,8 @@ def main(rounds: int, pages: int) -> None:
     """Run all rounds and print a table."""
     samples: Dict[int, List[List[Tuple[float, float]]]] = {connections: [[], []] for connections in CONNECTIONS}
     with tempfile.TemporaryDirectory(dir=ROOT, prefix=".bench-") as folder:
-        file = identities.write(Path(folder) / "identities.csv", CERTIFICATES)
+        pool = (rounds * 2 * len(CONNECTIONS) + 1) * SECONDS * MOST
+        file = identities.write(Path(folder) / "identities.csv", pool)
         store = str(Path(folder) / "store")
         command = [sys.executable, "-u", "certtool.py", "serve", "0", "--host", "127.0.0.1", "--data", store]
         server = subprocess.Popen([*command, "--import", str(file)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
