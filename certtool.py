@@ -1200,6 +1200,7 @@ class JournalReader:
 #     journal.csv               one line an event (7), append-only
 #     journal.torn-OFFSET       bytes that recovery cut off the journal there, for the curious
 #     lock                      held by the one writer; tells who that is
+#     open-page.html            leads the browser to the page (12) while serve --open runs
 #
 # Crash windows. An import file is complete and synced before its event is written; without the event it is an orphan
 # that nobody reads. An event counts once its line is whole and synced; a torn last line was never acknowledged, so the

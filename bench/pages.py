@@ -2,7 +2,7 @@
 
 One server runs all the time; wrk asks it for certificates while nobody looks, and then while all pages poll as their
 script does, round after round. Printed are medians of the rounds, and the median of each round's ratio: only that means
-anything elsewhere. On a busy PC the server's own processor time for a certificate is the steadier figure.
+anything elsewhere. On a busy PC the server's own processor time is the steadier figure.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
 
@@ -25,6 +26,7 @@ from tests import identities
 PAGES = 20
 POLL_SECONDS = 1.0  # as the page's script waits from an answer to the next question
 CONNECTIONS = (16, 200)
+IDLE_SECONDS = 10.0  # of looking at a server that has nothing else to do
 
 if sys.platform == "win32":
     raise SystemExit("wrk and /proc are not for Windows: measure on Linux.")
@@ -84,6 +86,13 @@ def sample(server: int, port: int, connections: int, prefix: str) -> Tuple[float
     return rate, (processor_time(server) - before) / (rate * SECONDS) * 1e6
 
 
+def idle_share(server: int) -> float:
+    """Return the percent of one processor that a server takes which only pages ask, if any."""
+    before = processor_time(server)
+    time.sleep(IDLE_SECONDS)
+    return (processor_time(server) - before) / IDLE_SECONDS * 100
+
+
 def main(rounds: int, pages: int) -> None:
     """Run all rounds and print a table."""
     samples: Dict[int, List[List[Tuple[float, float]]]] = {connections: [[], []] for connections in CONNECTIONS}
@@ -100,6 +109,9 @@ def main(rounds: int, pages: int) -> None:
             threading.Thread(target=server.stdout.read, daemon=True).start()
             headers = log_in(port, found[2])
             load(port, 16, "keep-alive", "warm")
+            shares = [idle_share(server.pid)]
+            with looking(port, headers, pages):
+                shares.append(idle_share(server.pid))
             for turn in range(rounds):
                 for connections, (alone, watched) in samples.items():
                     alone.append(sample(server.pid, port, connections, f"{turn}-{connections}-alone"))
@@ -108,6 +120,7 @@ def main(rounds: int, pages: int) -> None:
         finally:
             server.terminate()
             server.wait()
+    print("no load: {:.2f} % of one processor without a page, {:.2f} % with {} pages".format(*shares, pages))
     print(f"medians of {rounds} rounds in turn: no page, {pages} pages, ratio")
     for connections, (alone, watched) in samples.items():
         for number, unit in enumerate(("certificates a second", "us of the server for one")):
