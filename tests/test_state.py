@@ -212,8 +212,51 @@ def test_a_certificate_bound_in_advance_goes_to_its_device_alone() -> None:
     do(state, REQUEST, device_id="A")
     with pytest.raises(PoolExhausted):
         do(state, REQUEST, device_id="B")
-    do(state, REQUEST, device_id="BOUND")
+    assert (state.products[PK].bound, state.products[PK].free) == (1, 0)
+    step = do(state, REQUEST, device_id="BOUND")
     assert state.products[PK].devices == {"A": 0, "BOUND": 1}
+    assert (state.products[PK].bound, state.products[PK].free) == (0, 0)
+    undo(state, [step])
+    assert (state.products[PK].bound, state.products[PK].free) == (1, 0)
+
+
+def chosen(state: State, *filters: Any) -> List[int]:
+    """The numbers that pass the filters."""
+    return [number for number in state.select(*filters) if number is not None]
+
+
+@pytest.mark.parametrize("step", [1, 2, 100])
+def test_certificates_are_selected_by_product_batch_and_status(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certtool, "SELECT_SLICE", step)
+    state = new_state(2)
+    staged = Staged(2, "mixed")
+    staged.add(PK, ["name0002"], [])
+    staged.add(OTHER, ["name0003", "name0004"], [])
+    state.prepared.append(staged)
+    state.apply(Event("import", 1, detail={}))
+    more(state, 1)
+    do(state, REQUEST, device_id="A")
+    do(state, MAKE_VOID, device_name="name0002")
+    everything = list(range(6))
+    assert [
+        chosen(state, *filters) for filters in ((), (PK,), (OTHER,), (None, "mixed"), (PK, "mixed"), ("none",))
+    ] == [
+        everything,
+        [0, 1, 2, 5],
+        [3, 4],
+        [2, 3, 4],
+        [2],
+        [],
+    ]
+    assert chosen(state, PK, None, UNALLOCATED) == [1, 5]
+    assert chosen(state, None, None, VOID) == [2]
+    assert [chosen(state, None, None, None, start) for start in range(7)] == [everything[start:] for start in range(7)]
+    assert list(state.select()).count(None) == -(-6 // step), "a pause after each step"
+    assert state.stocks == [
+        (PK, "batch", [2, 1, 0, 0, 0]),
+        (PK, "mixed", [0, 0, 0, 0, 1]),
+        (OTHER, "mixed", [2, 0, 0, 0, 0]),
+    ]
 
 
 def test_a_certificate_bound_in_advance_is_free_for_all_once_it_was_released() -> None:
