@@ -61,6 +61,12 @@ EVENTS = st.builds(Event, KIND, MOMENT, IN_A_LINE, IN_A_LINE, IN_A_LINE, IN_A_LI
 START = Event("store", 1_800_000_000_000, detail={"version": 1})
 
 
+@pytest.mark.parametrize("odd", [[], ["a,b"], ['a"b'], ["=a"], ["'a"], ["a,b", "=a"]])
+def test_many_lines_are_read_as_each_of_them_is(odd: List[str]) -> None:
+    lines = [",".join(map(encode_cell, ["plain", cell, ""])) for cell in ["x", *odd]]
+    assert certtool.decode_lines(lines) == list(map(decode_cells, lines)) == [["plain", c, ""] for c in ["x", *odd]]
+
+
 @pytest.mark.parametrize("first", "=+-@'\t\r\n")
 def test_no_cell_begins_as_a_formula_does(first: str) -> None:
     assert encode_cell(f"{first}1").lstrip('"')[0] == "'"
