@@ -293,7 +293,9 @@ def test_a_client_that_reads_late_costs_little_memory(deaf: Deaf) -> None:
 @pytest.mark.parametrize("deaf", [440], indirect=True)
 def test_a_client_that_never_reads_is_let_go(deaf: Deaf) -> None:
     server, _, _ = deaf
-    server.later(certtool.REPLY_SECONDS + 1)
+    for _ in range(10):  # the system may take some more of the replies, which counts as reading; it cannot go on so
+        if server.server.connections:
+            server.later(certtool.REPLY_SECONDS + 1)
     assert not server.server.connections
     assert server.say(ask("another"))[0] == 410
 
