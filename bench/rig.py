@@ -105,7 +105,7 @@ def workplace() -> Iterator[Path]:
 
 
 def child_env(folder: Path) -> Dict[str, str]:
-    """The environment of a measured program: certtool's high-water marks stay in `folder`, and no setting reaches it."""
+    """The environment of a measured program: no setting reaches it, and its high-water marks stay in `folder`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("CERTTOOL_", "PYTHON"))}
     return {**env, "XDG_STATE_HOME": str(folder / "profile")}
 

@@ -152,7 +152,9 @@ def goals_of(samples: Samples, peers: Sequence[str]) -> Iterator[Goal]:
     crowd = (200, "keep-alive", "allocate")
     if (OURS, crowd) in samples:
         tails = ([sample.p99 for sample in samples[peer, crowd]] for peer in (OURS, STOCK))
-        yield Goal("allocation, 200 connections, kept alive: p99 beside stock echo's", False, 0.25, median_ratio(*tails))
+        yield Goal(
+            "allocation, 200 connections, kept alive: p99 beside stock echo's", False, 0.25, median_ratio(*tails)
+        )
 
 
 def beside_a_small_store(effort: Effort) -> Tuple[Table, List[Goal]]:
@@ -191,8 +193,8 @@ def measure(effort: Effort) -> Part:
         samples = sample_all(effort, peers, identities.write(folder / "identities.csv", effort.pool))
     sizes, size_goals = beside_a_small_store(effort)
     text = (
-        f"Medians of {effort.rounds} rounds of {effort.seconds} s, by wrk on the same machine. certtool and {FLASK} make "
-        f"each record durable first, over {effort.pool:,} certificates; the echoes save nothing. Where a peer was not "
+        f"Medians of {effort.rounds} rounds of {effort.seconds} s, by wrk on the same machine. certtool and {FLASK} "
+        f"make each record durable first, over {effort.pool:,} certificates; the echoes save nothing. Where a peer was not "
         "asked for this kind of request, its line is that of an allocation."
     )
     tables = [*(table_of(request, samples, peers) for request in REQUESTS), sizes]

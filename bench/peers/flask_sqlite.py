@@ -1,6 +1,6 @@
-"""The peer: durable allocation by Flask and waitress over SQLite. `python -m bench.peers.flask_sqlite PORT DATABASE FILE`
+"""The peer: durable allocation by Flask and waitress over SQLite.
 
-What one writes in an afternoon with these: one transaction a request, durable before the answer.
+`python -m bench.peers.flask_sqlite PORT DATABASE FILE`: what one writes in an afternoon with these: one transaction a request, durable before the answer.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ THREADS = 16
 def main(port: int, database: str, file: str) -> None:
     """Import the file and serve."""
     local = threading.local()
+    writing = threading.Lock()  # SQLite lets one write at a time, and sleeps between its tries
 
     def connection() -> Any:
         if not hasattr(local, "connection"):
@@ -32,7 +33,7 @@ def main(port: int, database: str, file: str) -> None:
     def allocate(product: str, device: str) -> Tuple[Dict[str, Any], int]:
         found = sqlite.find(connection(), "product = ? AND device = ?", product, device)
         if not found:
-            with connection():  # commits, or rolls back
+            with writing, connection():  # commits, or rolls back
                 connection().execute("BEGIN IMMEDIATE")
                 found = sqlite.find(connection(), "product = ? AND device = ?", product, device)
                 found = found or sqlite.find(connection(), "product = ? AND status = 0 LIMIT 1", product)
@@ -55,7 +56,9 @@ def main(port: int, database: str, file: str) -> None:
 
     def report(product: str, device: str, status: int) -> Tuple[Dict[str, Any], int]:
         change = "UPDATE certificates SET status = ?, time = datetime('now') WHERE product = ? AND device = ?"
-        if not connection().execute(change, (status, product, device)).rowcount:
+        with writing:
+            changed = connection().execute(change, (status, product, device)).rowcount
+        if not changed:
             return {"Status": "UnknownDevice", "Message": "This DeviceID holds no certificate."}, 404
         return {"ProductKey": product, "DeviceID": device, "Status": "OK"}, 200
 
@@ -72,9 +75,7 @@ def main(port: int, database: str, file: str) -> None:
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns whenever all threads are busy
     app = flask.Flask("bench")
     app.add_url_rule("/", view_func=answer, methods=["POST"])
-    waitress.serve(
-        app, host="127.0.0.1", port=port, threads=THREADS, connection_limit=1024, backlog=1024, _quiet=True
-    )
+    waitress.serve(app, host="127.0.0.1", port=port, threads=THREADS, connection_limit=1024, backlog=1024, _quiet=True)
 
 
 if __name__ == "__main__":

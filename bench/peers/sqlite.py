@@ -1,4 +1,4 @@
-"""The peer: certificates in SQLite, found by a primary key, durable (WAL, synchronous=FULL), not validated, no checksum.
+"""The peer: certificates in SQLite by a primary key, durable (WAL, synchronous=FULL), neither validated nor summed.
 
 `python -m bench.peers.sqlite DATABASE import FILE | start | name PRODUCT NAME | device PRODUCT ID | allocate-all`
 """
