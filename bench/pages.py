@@ -12,6 +12,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
@@ -35,7 +36,6 @@ from tests import identities
 
 POLL_SECONDS = 1.0  # as the page's script waits from an answer to the next question
 MEASURED = ("certificates a second", "us of the server for one")
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
 @contextlib.contextmanager
@@ -80,8 +80,10 @@ def log_in(port: int, link: str) -> Dict[str, str]:
 
 def processor_time(pid: int) -> float:
     """Return the seconds that a process has worked."""
+    if sys.platform == "win32":
+        raise NotImplementedError
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import statistics
 import subprocess
+import sys
 import time
 from datetime import date
 from importlib import metadata
@@ -70,6 +71,7 @@ def markdown(parts: Sequence[Part], facts: Sequence[Tuple[str, str]]) -> str:
 
 def write(folder: Path, parts: Sequence[Part], facts: Sequence[Tuple[str, str]]) -> None:
     """Write RESULTS.md and its curves."""
+    folder.mkdir(parents=True, exist_ok=True)
     for curves in (curves for part in parts for curves in part.curves):
         draw(curves, folder / f"growth-{curves.name}.svg")
     (folder / RESULTS).write_text(markdown(parts, facts), encoding="utf-8")
@@ -89,6 +91,8 @@ def draw(curves: Curves, path: Path) -> None:
 
 def machine() -> List[Tuple[str, str]]:
     """Return what the figures depend on, and nothing that tells whose machine it is."""
+    if sys.platform == "win32":
+        raise NotImplementedError
     model = re.search(r"^model name\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
     system = re.search(r'^PRETTY_NAME="?(.*?)"?$', _read("/etc/os-release"), re.MULTILINE)
     load = ", ".join(f"{average:.1f}" for average in os.getloadavg())

@@ -62,6 +62,8 @@ Steps = Dict[Tuple[str, str], List[Usage]]  # by step and by who does it
 
 def run(folder: Path, *command: str) -> Usage:
     """Run a Python to its end."""
+    if sys.platform == "win32":
+        raise NotImplementedError
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", str(ROOT / "bench" / "usage.py"), sys.executable, *command],
         cwd=ROOT,
@@ -222,13 +224,18 @@ def growth(measured: Dict[int, Steps]) -> Tuple[List[Curves], List[Goal]]:
         for key in ((IMPORT, OURS), *((f"start-up, {condition}", OURS) for condition in (FREE, HELD))):
             grown = middle(ten[key]).memory / middle(million[key]).memory
             goals.append(Goal(f"10,000,000 beside 1,000,000: peak memory of {key[0]}, times", False, 10, grown))
-    return [curves("time", "seconds", times, 0), curves("memory", "peak memory in MB", whole, 1)], goals
+    return [
+        curves("time", "Seconds by size of the store", times, 0),
+        curves("memory", "Peak MB by size of the store", whole, 1),
+    ], goals
 
 
 def measure(effort: Effort) -> Part:
     """Measure all sizes."""
     measured: Dict[int, Steps] = {}
-    tables, goals, shown = [], [], []
+    tables: List[Table] = []
+    goals: List[Goal] = []
+    shown: List[List[str]] = []
     for size in effort.sizes:
         with workplace() as folder:
             rounds = effort.rounds if size <= MILLION else 1

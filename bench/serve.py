@@ -169,8 +169,8 @@ def beside_a_small_store(effort: Effort) -> Tuple[Table, List[Goal]]:
         rates: Dict[int, List[float]] = {small: [], effort.pool: []}
         with workplace() as folder:
             files = {size: identities.write(folder / f"{size}.csv", size) for size in rates}
-            for _ in range(effort.rounds):
-                for size, found in rates.items():
+            for turn in range(effort.rounds):
+                for size, found in list(rates.items())[:: -1 if turn % 2 else 1]:  # neither is always the first
                     with serving([OURS], files[size]) as ports:
                         found.append(load(ports[OURS], effort.seconds, 16, "keep-alive", request).rate)
         ratio = median_ratio(rates[effort.pool], rates[small])
@@ -194,8 +194,8 @@ def measure(effort: Effort) -> Part:
     sizes, size_goals = beside_a_small_store(effort)
     text = (
         f"Medians of {effort.rounds} rounds of {effort.seconds} s, by wrk on the same machine. certtool and {FLASK} "
-        f"make each record durable first, over {effort.pool:,} certificates; the echoes save nothing. Where a peer was not "
-        "asked for this kind of request, its line is that of an allocation."
+        f"make each record durable first, over {effort.pool:,} certificates; the echoes save nothing. Where a peer was "
+        "not asked for this kind of request, its line is that of an allocation."
     )
     tables = [*(table_of(request, samples, peers) for request in REQUESTS), sizes]
     return Part("Requests", text, tables, [*goals_of(samples, peers), *size_goals])

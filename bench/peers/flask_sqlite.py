@@ -1,6 +1,6 @@
-"""The peer: durable allocation by Flask and waitress over SQLite.
+"""The peer: durable allocation by Flask and waitress over SQLite, one transaction a request.
 
-`python -m bench.peers.flask_sqlite PORT DATABASE FILE`: what one writes in an afternoon with these: one transaction a request, durable before the answer.
+`python -m bench.peers.flask_sqlite PORT DATABASE FILE`
 """
 
 from __future__ import annotations
