@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -15,10 +16,12 @@ from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Iterator, List, Sequence, Tuple
+from xml.etree.ElementTree import Element
 
 from bench.rig import Curves, Goal, Part, Table, number, workplace
 
 RESULTS = "RESULTS.md"
+COLORS = ("#555555", "#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 
 
 def as_text(part: Part) -> str:
@@ -80,13 +83,27 @@ def write(folder: Path, parts: Sequence[Part], facts: Sequence[Tuple[str, str]])
 def draw(curves: Curves, path: Path) -> None:
     """Draw curves over sizes that are powers of ten, both axes logarithmic: what grows linearly is a straight line."""
     import pygal  # noqa: PLC0415 - only a run that writes needs it
+    from pygal.style import CleanStyle  # noqa: PLC0415
 
-    config = {"explicit_size": True, "width": 720, "height": 420, "js": (), "no_prefix": True}
-    chart = pygal.Line(logarithmic=True, title=curves.title, x_title="certificates", legend_at_bottom=True, **config)
+    style = CleanStyle(colors=COLORS, title_font_size=16, legend_font_size=12, label_font_size=12)
+    size = {"explicit_size": True, "width": 760, "height": 460, "margin_right": 50}
+    legend = {"legend_at_bottom": True, "legend_at_bottom_columns": 2, "truncate_legend": -1}
+    chart = pygal.Line(logarithmic=True, title=curves.title, style=style, no_prefix=True, **size, **legend)
     chart.x_labels = [f"{size:,}" for size in curves.sizes]
+    exponents = [math.log10(figure) for figures in curves.series.values() for figure in figures]
+    chart.y_labels = [10.0**power for power in range(math.floor(min(exponents)), math.ceil(max(exponents)) + 1)]
     for name, figures in curves.series.items():
         chart.add(name, figures)
+    chart.add_xml_filter(_without_scripts)
     path.write_bytes(chart.render())
+
+
+def _without_scripts(svg: Element) -> Element:
+    """Take out what would need the network, and the configuration, which names folders of this machine."""
+    for parent in list(svg.iter()):
+        for script in parent.findall("script"):
+            parent.remove(script)
+    return svg
 
 
 def machine() -> List[Tuple[str, str]]:

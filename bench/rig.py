@@ -22,7 +22,10 @@ START_SECONDS = 600.0  # for a server to be ready, with ten million certificates
 
 
 class Effort(NamedTuple):
-    """How much to measure: rounds, seconds of load in each, certificates of the loaded servers, sizes of the stores."""
+    """How much to measure: rounds, seconds of load in each, certificates of the loaded servers, sizes of the stores.
+
+    The sizes are ten times apart, so that growth is drawn evenly.
+    """
 
     rounds: int
     seconds: int
@@ -33,7 +36,7 @@ class Effort(NamedTuple):
 
 
 QUICK = Effort(1, 1, 60_000, (1_000, 10_000), (16,), 3)
-NORMAL = Effort(5, 3, 1_000_000, (10_000, 1_000_000), (1, 16, 200), 20)
+NORMAL = Effort(5, 3, 1_000_000, (10_000, 100_000, 1_000_000), (1, 16, 200), 20)
 THOROUGH = NORMAL._replace(sizes=(*NORMAL.sizes, 10_000_000))
 
 
