@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import shutil
 import statistics
@@ -186,8 +187,11 @@ def measure(effort: Effort) -> Part:
     """Measure all requests with all peers, and the large store beside the small one."""
     need_wrk()
     peers = [OURS, STOCK, FLASK, NODE]
+    if not all(map(importlib.util.find_spec, ("flask", "waitress"))):
+        progress(f"serve: without {FLASK}, which this Python lacks: `python -m bench --only serve` installs it")
+        peers.remove(FLASK)
     if not shutil.which("node"):
-        progress("serve: without Node's echo, since there is no node (Debian: apt-get install nodejs)")
+        progress(f"serve: without {NODE}: install Node.js (Debian: apt-get install nodejs)")
         peers.remove(NODE)
     with workplace() as folder:
         samples = sample_all(effort, peers, identities.write(folder / "identities.csv", effort.pool))
