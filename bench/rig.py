@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, NoReturn, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
+SETTLE_SECONDS = 30.0  # for a server to have done what clients that are gone had asked for
 START_SECONDS = 600.0  # for a server to be ready, with ten million certificates on a busy PC
 
 
@@ -138,7 +140,7 @@ def running(command: Sequence[str], folder: Path, port: int) -> Iterator[int]:
         )
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(port):
+        while not answers(port, START_SECONDS):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{' '.join(command[1:3])} did not serve: {log.read_text(errors='replace')}")
             time.sleep(0.05)
@@ -148,9 +150,10 @@ def running(command: Sequence[str], folder: Path, port: int) -> Iterator[int]:
         process.wait()
 
 
-def _answers(port: int) -> bool:
+def answers(port: int, seconds: float) -> bool:
+    """Say whether a server answers a request within this time."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
-        connection.settimeout(START_SECONDS)
+        connection.settimeout(seconds)
         connection.sendall(b"POST / HTTP/1.1\r\nHost: bench\r\nContent-Length: 2\r\n\r\n{}")
         return connection.recv(1) != b""
     return False
@@ -163,7 +166,11 @@ def need_wrk() -> None:
 
 
 def load(port: int, seconds: int, connections: int, kind: str, request: str, prefix: str = "") -> Load:
-    """Let wrk send requests as load.lua makes them, over connections that are of the `kind` keep-alive or close."""
+    """Let wrk send requests as load.lua makes them, over connections that are of the `kind` keep-alive or close.
+
+    It begins when the server answers, so when it has done what an earlier load left over.
+    """
+    answers(port, SETTLE_SECONDS)
     script = ["-s", str(ROOT / "bench" / "load.lua"), f"http://127.0.0.1:{port}/", "--", kind, request, prefix]
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", *script]
     measured = parse_wrk(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -180,7 +187,7 @@ def parse_wrk(printed: str) -> Load:
     """Read what `wrk --latency` prints."""
 
     def latency(percentile: int) -> float:
-        found = re.search(rf"^ +{percentile}% +([\d.]+)(us|ms|s|m)$", printed, re.MULTILINE)
+        found = re.search(rf"^ +{percentile}% +([\d.]+)(us|ms|s|m) *$", printed, re.MULTILINE)
         if not found:
             raise ValueError(f"wrk printed no {percentile}th percentile:\n{printed}")
         return float(found[1]) * _MILLISECONDS[found[2]]
@@ -202,7 +209,7 @@ def median_load(loads: Sequence[Load]) -> Load:
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Return the median of each round's ratio: what slows the whole machine for a round slows both."""
-    return statistics.median(own / other for own, other in zip(ours, theirs))
+    return statistics.median(own / other if other else math.inf for own, other in zip(ours, theirs))
 
 
 def number(value: float) -> str:

@@ -40,7 +40,7 @@ def test_the_output_of_wrk_is_read_with_units_refusals_and_lost_answers() -> Non
 
 
 @pytest.mark.parametrize(
-    ("latency", "milliseconds"), [("870.00us", 0.87), ("2.50ms", 2.5), ("1.33s", 1330), ("1.00m", 60_000)]
+    ("latency", "milliseconds"), [("870.00us", 0.87), ("2.50ms", 2.5), ("1.33s ", 1330), ("1.00m ", 60_000)]
 )
 def test_each_unit_of_a_latency_becomes_milliseconds(latency: str, milliseconds: float) -> None:
     assert rig.parse_wrk(PRINTED.replace("1.33s", latency)).p99 == pytest.approx(milliseconds)
@@ -59,6 +59,7 @@ def test_rounds_become_medians_and_what_went_wrong_is_added_up() -> None:
 
 def test_a_ratio_is_the_median_of_each_rounds_ratio() -> None:
     assert rig.median_ratio([10, 40, 12], [5, 10, 4]) == 3
+    assert rig.median_ratio([10, 40, 12], [5, 0, 4]) == 3  # a peer that gave no answer in one round
 
 
 @pytest.mark.parametrize(

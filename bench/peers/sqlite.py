@@ -21,8 +21,8 @@ FIND = "SELECT product, name, secret, product_secret, product_id, status FROM ce
 
 
 def connect(database: str) -> sqlite3.Connection:
-    """Open a database; what is committed survives a power cut."""
-    connection = sqlite3.connect(database, isolation_level=None, timeout=60)
+    """Open a database, for one thread at a time; what is committed survives a power cut."""
+    connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.executescript(SCHEMA)
