@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench.serve`, `python -m bench.scale`, `python -m bench.crc`."""
+"""Benchmarks: `python -m bench` runs all and writes RESULTS.md; `python -m bench.serve` and the others run alone."""

@@ -1,6 +1,6 @@
-"""`python -m bench.crc`: CRC32 by certtool and by zlib: one run, in turn, medians of processor time.
+"""`python -m bench.crc`: CRC32 by certtool and by zlib, and the start-up of the command.
 
-A ratio above 1 means faster than zlib. Build the extension first (python build_ext.py).
+Build the extension first (python build_ext.py).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
+import subprocess
 import sys
 import time
 import zlib
@@ -15,8 +16,8 @@ from array import array
 from typing import Callable, List, Optional, Tuple
 
 import certtool
+from bench.rig import ROOT, Effort, Goal, Part, Table, alone, median_ratio, number, progress
 
-ROUNDS = 9
 PAYLOADS, LENGTH = 100_000, 84
 
 Case = Tuple[str, Optional[float], Callable[[], object], Callable[[], object]]  # what, goal, zlib's side, ours
@@ -93,17 +94,44 @@ def seconds(call: Callable[[], object]) -> float:
     return (time.process_time() - started) / calls
 
 
-def main() -> int:
-    """Print the table."""
-    print(f"CPython {sys.version.split()[0]}, zlib {zlib.ZLIB_RUNTIME_VERSION}, certtool by {certtool.crc32_name()}")
-    print(f"{'':68} {'zlib, ms':>9} {'ours, ms':>9} {'ratio':>6}  goal")
+def start_ups(rounds: int) -> Tuple[Table, Goal]:
+    """Measure the command beside a Python that only imports what a command line and a checksum need."""
+    commands = {
+        'python -c "import argparse, zlib"': ["-c", "import argparse, zlib"],
+        "certtool.py crc": ["certtool.py", "crc", "a2xxxx8HZ", "ouxxxxemo", "GD4JauYxxxxsICazhIzb", "4I3xxxxyF96"],
+    }
+    times: List[List[float]] = [[] for _ in commands]
+    for _ in range(rounds):
+        for command, found in zip(commands.values(), times):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+            found.append(1000 * (time.perf_counter() - began))
+    ratio = median_ratio(times[1], times[0])
+    rows = [[name, number(statistics.median(found))] for name, found in zip(commands, times)]
+    goal = Goal('certtool.py crc, times the start-up of python -c "import argparse, zlib"', False, 1.5, ratio)
+    return Table("The command", ["", "ms"], rows), goal
+
+
+def measure(effort: Effort) -> Part:
+    """Measure all cases, and the command's start-up."""
+    progress("crc")
+    rows, goals = [], []
     for what, goal, theirs, ours in cases():
-        pairs = [(seconds(theirs), seconds(ours)) for _ in range(ROUNDS)]
-        zlib_time, own_time = (1000 * statistics.median(times) for times in zip(*pairs))
-        ratio = statistics.median(theirs / ours for theirs, ours in pairs)
-        print(f"{what:68} {zlib_time:9.3f} {own_time:9.3f} {ratio:6.2f}  {goal or ''}")
-    return 0
+        pairs = [(seconds(theirs), seconds(ours)) for _ in range(effort.rounds)]
+        zlib_times, own_times = zip(*pairs)
+        ratio = median_ratio(zlib_times, own_times)
+        medians = [number(1000 * statistics.median(times)) for times in (zlib_times, own_times)]
+        rows.append([what, *medians, number(ratio)])
+        if goal:
+            goals.append(Goal(f"CRC32, {what}: times as fast as zlib", True, goal, ratio))
+    command, start = start_ups(4 * effort.rounds + 1)
+    text = (
+        f"Processor time, medians of {effort.rounds} rounds; zlib {zlib.ZLIB_RUNTIME_VERSION}, certtool by "
+        f"{certtool.crc32_name()}. A ratio above 1 means faster than zlib."
+    )
+    table = Table("CRC32 beside zlib's", ["", "zlib, ms", "certtool, ms", "ratio"], rows)
+    return Part("Checksums", text, [table, command], [*goals, start])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    alone(str(__doc__), measure)

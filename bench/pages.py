@@ -1,8 +1,7 @@
-"""What open management pages cost the production line: `python -m bench.pages [ROUNDS [PAGES]]`.
+"""`python -m bench.pages`: what open management pages cost the production line.
 
-One server runs all the time; wrk asks it for certificates while nobody looks, and then while all pages poll as their
-script does, round after round. Printed are medians of the rounds, and the median of each round's ratio: only that means
-anything elsewhere. On a busy PC the server's own processor time is the steadier figure.
+wrk asks for certificates while nobody looks, and then while all pages poll as their script does, round after round. How
+much a server works that nobody asks for certificates is measured too, without a page and with all.
 """
 
 from __future__ import annotations
@@ -11,26 +10,34 @@ import contextlib
 import http.client
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
 
-from bench.serve import MOST, ROOT, SECONDS, load
+from bench.rig import (
+    ROOT,
+    Effort,
+    Part,
+    Table,
+    alone,
+    child_env,
+    load,
+    median_ratio,
+    need_wrk,
+    number,
+    progress,
+    serve_command,
+    workplace,
+)
 from tests import identities
 
-PAGES = 20
 POLL_SECONDS = 1.0  # as the page's script waits from an answer to the next question
-CONNECTIONS = (16, 200)
-IDLE_SECONDS = 10.0  # of looking at a server that has nothing else to do
-
-if sys.platform == "win32":
-    raise SystemExit("wrk and /proc are not for Windows: measure on Linux.")
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")  # a second
+MEASURED = ("certificates a second", "us of the server for one")
 
 
 @contextlib.contextmanager
@@ -75,61 +82,83 @@ def log_in(port: int, link: str) -> Dict[str, str]:
 
 def processor_time(pid: int) -> float:
     """Return the seconds that a process has worked."""
+    if sys.platform == "win32":
+        raise NotImplementedError
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def sample(server: int, port: int, connections: int, prefix: str) -> Tuple[float, float]:
+@contextlib.contextmanager
+def serving_page(folder: Path, store: Path, *options: str) -> Iterator[Tuple[int, int, Dict[str, str]]]:
+    """Serve a store until the block ends; gives the server's process number, its port and the headers of a page."""
+    log = folder / "page.log"
+    with open(log, "wb") as errors:
+        server = subprocess.Popen(
+            serve_command(store, 0, *options),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=child_env(folder),
+            start_new_session=True,
+        )
+    try:
+        assert server.stdout
+        found = next(filter(None, (re.search(r":(\d+)(/\?token=\S+)", line) for line in server.stdout)), None)
+        if not found:
+            raise SystemExit(f"certtool did not serve: {log.read_text(errors='replace')}")
+        threading.Thread(target=server.stdout.read, daemon=True).start()
+        yield server.pid, int(found[1]), log_in(int(found[1]), found[2])
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def sample(server: int, port: int, effort: Effort, connections: int, prefix: str) -> Tuple[float, float]:
     """Return certificates a second, and the server's microseconds for one."""
     before = processor_time(server)
-    rate, _ = load(port, connections, "keep-alive", prefix)
-    return rate, (processor_time(server) - before) / (rate * SECONDS) * 1e6
+    rate = load(port, effort.seconds, connections, "keep-alive", "allocate", prefix).rate
+    return rate, (processor_time(server) - before) / (rate * effort.seconds) * 1e6
 
 
-def idle_share(server: int) -> float:
+def idle_share(server: int, seconds: int) -> float:
     """Return the percent of one processor that a server takes which only pages ask, if any."""
     before = processor_time(server)
-    time.sleep(IDLE_SECONDS)
-    return (processor_time(server) - before) / IDLE_SECONDS * 100
+    time.sleep(seconds)
+    return (processor_time(server) - before) / seconds * 100
 
 
-def main(rounds: int, pages: int) -> None:
-    """Run all rounds and print a table."""
-    samples: Dict[int, List[List[Tuple[float, float]]]] = {connections: [[], []] for connections in CONNECTIONS}
-    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".bench-") as folder:
-        pool = (rounds * 2 * len(CONNECTIONS) + 1) * SECONDS * MOST
-        file = identities.write(Path(folder) / "identities.csv", pool)
-        store = str(Path(folder) / "store")
-        command = [sys.executable, "-u", "certtool.py", "serve", "0", "--host", "127.0.0.1", "--data", store]
-        server = subprocess.Popen([*command, "--import", str(file)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout
-            found = next(filter(None, (re.search(r":(\d+)(/\?token=\S+)", line) for line in server.stdout)))
-            port = int(found[1])
-            threading.Thread(target=server.stdout.read, daemon=True).start()
-            headers = log_in(port, found[2])
-            load(port, 16, "keep-alive", "warm")
-            shares = [idle_share(server.pid)]
-            with looking(port, headers, pages):
-                shares.append(idle_share(server.pid))
-            for turn in range(rounds):
-                for connections, (alone, watched) in samples.items():
-                    alone.append(sample(server.pid, port, connections, f"{turn}-{connections}-alone"))
-                    with looking(port, headers, pages):
-                        watched.append(sample(server.pid, port, connections, f"{turn}-{connections}-watched"))
-        finally:
-            server.terminate()
-            server.wait()
-    print("no load: {:.2f} % of one processor without a page, {:.2f} % with {} pages".format(*shares, pages))
-    print(f"medians of {rounds} rounds in turn: no page, {pages} pages, ratio")
-    for connections, (alone, watched) in samples.items():
-        for number, unit in enumerate(("certificates a second", "us of the server for one")):
-            pairs = [(before[number], after[number]) for before, after in zip(alone, watched)]
-            before, after = (statistics.median(column) for column in zip(*pairs))
-            ratio = statistics.median(after / before for before, after in pairs)
-            print(f"{connections:>4} connections, {unit:<26}{before:>10,.1f}{after:>10,.1f}{ratio:>8.3f}")
+def measure(effort: Effort) -> Part:
+    """Measure with no page and with all pages, in turn."""
+    need_wrk()
+    rows = []
+    idle: List[Tuple[float, float]] = []
+    with workplace() as folder:
+        file = identities.write(folder / "identities.csv", effort.pool)
+        for connections in (connections for connections in effort.connections if connections > 1):
+            closed, watched = [], []
+            progress(f"pages: {effort.pages} of them, {connections} connections")
+            for turn in range(effort.rounds):
+                store = folder / f"store-{connections}-{turn}"
+                with serving_page(folder, store, "--import", str(file)) as (server, port, headers):
+                    closed.append(sample(server, port, effort, connections, "closed"))
+                    alone_share = idle_share(server, effort.seconds)
+                    with looking(port, headers, effort.pages):
+                        idle.append((alone_share, idle_share(server, effort.seconds)))
+                        watched.append(sample(server, port, effort, connections, "open"))
+                shutil.rmtree(store)
+            for what, before, after in zip(MEASURED, zip(*closed), zip(*watched)):
+                figures = [number(statistics.median(before)), number(statistics.median(after))]
+                rows.append([f"{connections} connections, {what}", *figures, number(median_ratio(after, before))])
+    nobody, all_pages = (statistics.median(shares) for shares in zip(*idle))
+    rows.append(["no load, percent of one processor", number(nobody), number(all_pages), ""])
+    text = (
+        f"Medians of {effort.rounds} rounds of {effort.seconds} s. Each page asks once a second, as its script does. "
+        "On a busy PC the server's own processor time for a certificate is the steadier figure."
+    )
+    head = ["", "no page", f"{effort.pages} pages", "ratio"]
+    return Part("Open management pages", text, [Table("Allocation while nobody and while everybody looks", head, rows)])
 
 
 if __name__ == "__main__":
-    numbers = [int(text) for text in sys.argv[1:]]
-    main(*numbers, *(5, PAGES)[len(numbers) :])
+    alone(str(__doc__), measure)

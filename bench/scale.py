@@ -1,87 +1,261 @@
-"""Time and peak memory at a large store beside a bare `csv.reader` pass: `python -m bench.scale [ROWS]` (Linux).
+"""`python -m bench.scale`: time and peak memory of large stores beside bare `csv.reader` passes and beside SQLite.
 
-Each step is a process of its own; its peak memory is what the system saw (ru_maxrss).
+Each step is a process of its own; its peak memory is what the system saw.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
+import shutil
+import signal
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
 from pathlib import Path
-from typing import List, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from bench.allocate import device_name
+from bench.pages import serving_page
+from bench.rig import (
+    ROOT,
+    Curves,
+    Effort,
+    Goal,
+    Part,
+    Table,
+    alone,
+    child_env,
+    median_ratio,
+    number,
+    progress,
+    workplace,
+)
+from tests import identities
 
-from bench.serve import free_port  # noqa: E402 - the repository's root must be on the path
-from tests import identities  # noqa: E402
+BARE_PASS = """
+import csv, sys
+for path in sys.argv[1:]:
+    for row in csv.reader(open(path, newline='', encoding='utf-8')): pass
+"""
+MILLION = 1_000_000  # the size that the goals are for
+LOOKS = 300  # queries to a running server
 
-if sys.platform == "win32":
-    raise SystemExit("Peak memory is measured by a call that only Linux has.")
 
-Measured = Tuple[float, float]  # seconds, MB
-BARE_PASS = "import csv, sys\nfor row in csv.reader(open(sys.argv[1], newline='', encoding='utf-8')): pass"
+BARE, OURS, SQLITE = "csv.reader", "certtool", "SQLite"
+FREE, HELD = "all free", "all allocated"
+IMPORT = "import"
 
 
-def run(*command: str) -> Measured:
-    """Run a Python to its end; return its seconds and its peak memory."""
+class Usage(NamedTuple):
+    """What a process took: seconds, and MB at its peak."""
+
+    seconds: float
+    memory: float
+
+
+Steps = Dict[Tuple[str, str], List[Usage]]  # by step and by who does it
+
+
+def run(folder: Path, *command: str) -> Usage:
+    """Run a Python to its end."""
+    if sys.platform == "win32":
+        raise NotImplementedError
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(ROOT / "bench" / "usage.py"), sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_env(folder),
+        start_new_session=True,
+    )
+    try:
+        printed, errors = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    seconds, memory, status = map(float, printed.split() or (0, 0, 1))
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed: {errors}")
+    return Usage(seconds, memory)
+
+
+def start_up(folder: Path, store: Path) -> Usage:
+    """Return the time until a server has answered its first request, and its peak until then."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.WEXITSTATUS(status)
-    if process.returncode:
-        raise SystemExit(f"{command} failed.")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024
+    with serving_page(folder, store) as (server, _, _):
+        seconds = time.perf_counter() - began
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{server}/status").read_text("ascii"), re.MULTILINE)
+    assert peak
+    return Usage(seconds, int(peak[1]) / 1024)
 
 
-def serve(store: str, device: str) -> Tuple[Measured, float]:
-    """Start a server and ask it twice; return seconds until it is ready, peak memory, and the second answer's ms."""
-    port = free_port()
-    body = json.dumps({"ProductKey": identities.PRODUCT, "DeviceID": device, "Action": 0}).encode()
-    began = time.perf_counter()
-    command = [sys.executable, "certtool.py", "serve", str(port), "--host", "127.0.0.1", "--data", store]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    while "Waiting for client request" not in process.stdout.readline():
-        pass
-    seconds = time.perf_counter() - began
-    for _ in range(2):
-        began = time.perf_counter()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", body) as reply:
-            assert json.load(reply)["Status"] == "OK"
-        answer = time.perf_counter() - began
-    process.terminate()
-    process.stdout.close()
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0
-    return (seconds, usage.ru_maxrss / 1024), 1000 * answer
+def look_up(folder: Path, store: Path, names: Sequence[str]) -> float:
+    """Return the ms of a query on the page of a running server: the median of many, client and all."""
+    times = []
+    with serving_page(folder, store) as (_, port, headers):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        for turn in range(LOOKS):
+            body = json.dumps({"text": names[turn % len(names)]})
+            began = time.perf_counter()
+            connection.request("POST", "/certtool/query", body, headers)
+            answer = json.load(connection.getresponse())
+            times.append(1000 * (time.perf_counter() - began))
+            if answer.get("total") != 1:
+                raise SystemExit(f"The page found no certificate: {answer}")
+        connection.close()
+    return statistics.median(times)
 
 
-def main(rows: int) -> None:
-    """Measure all steps and print a table."""
-    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".bench-") as folder:
-        file = str(identities.write(Path(folder) / "identities.csv", rows))
-        store = str(Path(folder) / "store")
-        bare = min(run("-c", BARE_PASS, file) for _ in range(3))
-        table: List[Tuple[str, Measured]] = [("bare csv.reader pass", bare)]
-        table.append(("import", run("certtool.py", "import", file, "--data", store)))
-        table.append(("import again", run("certtool.py", "import", file, "--data", store)))
-        started, answer = serve(store, "A0B1C2D3E4F5")
-        table.append(("serve, until it is ready", started))
-        name = next(identities.rows(1, first=rows // 2)).device_name
-        table.append(("query DEVICE_NAME", run("certtool.py", "query", name, "--data", store)))
-        table.append(("query --device-id", run("certtool.py", "query", "--device-id", "A0B1C2D3E4F5", "--data", store)))
-        print(f"{rows:,} certificates, {os.path.getsize(file) / 1e6:.0f} MB")
-        print(f"{'':<26}{'seconds':>9}{'passes':>9}{'peak MB':>9}")
-        for step, (seconds, memory) in table:
-            print(f"{step:<26}{seconds:>9.2f}{seconds / bare[0]:>9.1f}{memory:>9.0f}")
-        print(f"a request to that server, repeated: {answer:.1f} ms")
+def steps_at(size: int, rounds: int, folder: Path) -> Tuple[Steps, Dict[str, float]]:
+    """Measure all steps at one size; return them, and the ms of a query to a running server."""
+    file = str(identities.write(folder / "identities.csv", size))
+    store, database = folder / "store", folder / "database"
+    name = next(identities.rows(1, first=size // 2)).device_name
+    device = device_name(size // 2)
+    steps: Steps = {}
+
+    def step(what: str, who: str, usage: Usage) -> None:
+        steps.setdefault((what, who), []).append(usage)
+
+    def certtool(*command: str) -> Usage:
+        return run(folder, "certtool.py", *command, "--data", str(store))
+
+    def sqlite(*command: str) -> Usage:
+        return run(folder, "-m", "bench.peers.sqlite", str(database), *command)
+
+    def look(condition: str, *files: str) -> None:
+        step(condition, BARE, run(folder, "-c", BARE_PASS, *files))
+        step(f"start-up, {condition}", OURS, start_up(folder, store))
+        step(f"start-up, {condition}", SQLITE, sqlite("start"))
+        step(f"query by DeviceName, {condition}", OURS, certtool("query", name))
+        step(f"query by DeviceName, {condition}", SQLITE, sqlite("name", identities.PRODUCT, name))
+
+    for turn in range(rounds):
+        progress(f"scale: {size:,} certificates, {FREE}, round {turn + 1} of {rounds}")
+        shutil.rmtree(store, ignore_errors=True)
+        for path in folder.glob("database*"):
+            path.unlink()
+        step(IMPORT, OURS, certtool("import", file))
+        step(IMPORT, SQLITE, sqlite("import", file))
+        look(FREE, file)
+    looks = {f"by DeviceName, {FREE}": look_up(folder, store, [name])}
+    progress(f"scale: {size:,} certificates are being allocated")
+    run(folder, "-m", "bench.allocate", str(store))
+    sqlite("allocate-all")
+    files = [*map(str, (store / "imports").iterdir()), str(store / "journal.csv")]
+    for turn in range(rounds):
+        progress(f"scale: {size:,} certificates, {HELD}, round {turn + 1} of {rounds}")
+        look(HELD, *files)
+        step(f"query by DeviceID, {HELD}", OURS, certtool("query", "--device-id", device))
+        step(f"query by DeviceID, {HELD}", SQLITE, sqlite("device", identities.PRODUCT, device))
+    looks[f"by DeviceName, {HELD}"] = look_up(folder, store, [name])
+    looks[f"by DeviceID, {HELD}"] = look_up(folder, store, [device])
+    return steps, looks
+
+
+def bare_of(what: str) -> str:
+    """Return whose bare passes a step is compared with: over the identity file, or over the store's own files."""
+    return HELD if what.endswith(HELD) else FREE
+
+
+def middle(usages: Sequence[Usage]) -> Usage:
+    """Return the median time, and the median peak."""
+    return Usage(*map(statistics.median, zip(*usages)))
+
+
+def ratio(steps: Steps, what: str, who: str, other_what: str, other: str) -> float:
+    """Return the ratio of two steps' times."""
+    return median_ratio(*([usage.seconds for usage in steps[key]] for key in ((what, who), (other_what, other))))
+
+
+def table_of(size: int, steps: Steps) -> Table:
+    """Return all steps at one size."""
+    rows = []
+    for what, who in steps:
+        seconds, memory = middle(steps[what, who])
+        passes = ratio(steps, what, who, bare_of(what), BARE)
+        beside = number(ratio(steps, what, SQLITE, what, who)) if who == OURS else ""
+        step = f"a bare pass over the files, {what}" if who == BARE else what
+        rows.append([step, who, number(seconds), number(passes), number(memory), beside])
+    head = ["step", "by", "seconds", "bare passes", "peak MB", "times as fast as SQLite"]
+    return Table(f"{size:,} certificates", head, rows)
+
+
+def goals_of(steps: Steps, looks: Dict[str, float]) -> Iterator[Goal]:
+    """Yield what is promised for a million certificates."""
+
+    def passes(what: str, limit: float) -> Goal:
+        return Goal(f"1,000,000: {what}, in bare passes", False, limit, ratio(steps, what, OURS, bare_of(what), BARE))
+
+    def peak(condition: str, *whats: str) -> float:
+        return max(usage.memory for what in whats for usage in steps[f"{what}, {condition}", OURS])
+
+    yield passes(IMPORT, 4)
+    yield Goal("1,000,000: import, times as fast as SQLite", True, 3, ratio(steps, IMPORT, SQLITE, IMPORT, OURS))
+    yield passes(f"start-up, {HELD}", 3)
+    for what in (f"query by DeviceName, {FREE}", f"query by DeviceName, {HELD}", f"query by DeviceID, {HELD}"):
+        yield passes(what, 2)
+    importing = max(usage.memory for usage in steps[IMPORT, OURS])
+    yield Goal("1,000,000 free: peak MB of import", False, 200, importing)
+    yield Goal("1,000,000 free: peak MB of start-up", False, 200, peak(FREE, "start-up"))
+    yield Goal("1,000,000 allocated: peak MB of start-up", False, 350, peak(HELD, "start-up"))
+    for what, milliseconds in looks.items():
+        yield Goal(f"1,000,000: query of a running server {what}, ms", False, 1, milliseconds)
+
+
+def growth(measured: Dict[int, Steps]) -> Tuple[List[Curves], List[Goal]]:
+    """Return curves over all sizes, and whether memory grows linearly from a million on."""
+    sizes = sorted(measured)
+    whole = [(IMPORT, OURS), (IMPORT, SQLITE), *((f"start-up, {condition}", OURS) for condition in (FREE, HELD))]
+    times = [(FREE, BARE), *whole, (f"query by DeviceName, {FREE}", OURS), (f"query by DeviceID, {HELD}", OURS)]
+
+    def label(what: str, who: str) -> str:
+        return "a bare csv.reader pass" if who == BARE else f"{who}: {what}"
+
+    def curves(name: str, title: str, keys: Sequence[Tuple[str, str]], field: int) -> Curves:
+        series = {label(what, who): [middle(measured[size][what, who])[field] for size in sizes] for what, who in keys}
+        return Curves(name, title, sizes, series)
+
+    goals = []
+    million, ten = (measured.get(size) for size in (MILLION, 10 * MILLION))
+    if million and ten:
+        for key in ((IMPORT, OURS), *((f"start-up, {condition}", OURS) for condition in (FREE, HELD))):
+            grown = middle(ten[key]).memory / middle(million[key]).memory
+            goals.append(Goal(f"10,000,000 beside 1,000,000: peak memory of {key[0]}, times", False, 10, grown))
+    return [
+        curves("time", "Seconds by size of the store", times, 0),
+        curves("memory", "Peak MB by size of the store", whole, 1),
+    ], goals
+
+
+def measure(effort: Effort) -> Part:
+    """Measure all sizes."""
+    measured: Dict[int, Steps] = {}
+    tables: List[Table] = []
+    goals: List[Goal] = []
+    shown: List[List[str]] = []
+    for size in effort.sizes:
+        with workplace() as folder:
+            rounds = effort.rounds if size <= MILLION else 1
+            measured[size], looks = steps_at(size, rounds, folder)
+        tables.append(table_of(size, measured[size]))
+        shown += [[f"{size:,}, {what}", number(milliseconds)] for what, milliseconds in looks.items()]
+        if size == MILLION:
+            goals += goals_of(measured[size], looks)
+    curves, linear = growth(measured)
+    looked = Table(f"A query of a running server, median of {LOOKS}, its client included", ["query", "ms"], shown)
+    text = (
+        f"Medians of {effort.rounds} rounds (one beyond a million), each step a process of its own, start of Python "
+        "included. A bare pass is csv.reader over the identity file, and where all certificates are allocated over the "
+        "store's import and its journal, which has an event for each. SQLite imports without validation or checksum."
+    )
+    return Part("Large stores", text, [*tables, looked], [*goals, *linear], curves)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    alone(str(__doc__), measure)

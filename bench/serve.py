@@ -1,98 +1,209 @@
-"""Durable allocations a second beside the stock server that saves nothing: `python -m bench.serve [ROUNDS]`.
+"""`python -m bench.serve`: requests a second beside servers that save nothing and beside Flask with SQLite.
 
-Both servers run all the time; wrk asks one and then the other, round after round. Printed are medians of the rounds,
-and their ratio. Only the ratio means anything on another machine.
+All servers run all the time; wrk asks one after the other, round after round. In each round certtool and Flask have a
+new store with the same certificates.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
+import http.client
+import importlib.util
+import json
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterator, List, Sequence, Tuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from bench.rig import (
+    ROOT,
+    Effort,
+    Goal,
+    Load,
+    Part,
+    Table,
+    alone,
+    free_port,
+    load,
+    median_load,
+    median_ratio,
+    need_wrk,
+    number,
+    progress,
+    running,
+    serve_command,
+    workplace,
+)
+from tests import identities
 
-from tests import identities  # noqa: E402 - the repository's root must be on the path
+OURS, STOCK, FLASK, NODE = "certtool", "stock echo", "Flask + SQLite", "Node echo"
+REQUESTS = {
+    "allocate": "allocation",
+    "again": "repeated request",
+    "report": "burn report",
+    "unknown": "unknown product, refused",
+    "bad": "half a JSON object, refused",
+}
+ASKED = {OURS: tuple(REQUESTS), FLASK: ("allocate", "again", "report")}
+ECHOED = ("allocate",)  # an echo does the same for each request
+PREPARED = 500  # devices that repeat a request or report a burn: DEVICES of load.lua
+USED_UP = 30_000  # certificates that one second of load may take
+KINDS = {"keep-alive": "kept alive", "close": "one a request"}
 
-MOST = 30_000  # certificates a second that a round may take: the pool must not run dry
-SECONDS = 3  # of load in one round
-SCENARIOS = ((1, "keep-alive"), (16, "keep-alive"), (200, "keep-alive"), (16, "close"), (64, "close"), (200, "close"))
-Sample = Tuple[float, str]  # requests a second, 99th percentile of latency as wrk prints it
+Scenario = Tuple[int, str, str]  # connections, their kind, request
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+def command_of(peer: str, folder: Path, file: Path, port: int) -> List[str]:
+    """The command that serves a peer with a new store in `folder`."""
+    python = [sys.executable, "-m"]
+    return {
+        OURS: serve_command(folder / "store", port, "--import", str(file)),
+        STOCK: [*python, "bench.peers.stock", str(port)],
+        FLASK: [*python, "bench.peers.flask_sqlite", str(port), str(folder / "database"), str(file)],
+        NODE: ["node", str(ROOT / "bench" / "peers" / "node.js"), str(port)],
+    }[peer]
+
+
+def prepare(port: int) -> None:
+    """Allocate for the devices that later ask again or report, one after the other."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for name in ("again", "report"):
+        for device in range(PREPARED):
+            message = {"ProductKey": identities.PRODUCT, "DeviceID": f"{name}-{device}", "Action": 0}
+            connection.request("POST", "/", json.dumps(message))
+            answer = json.load(connection.getresponse())
+            if answer["Status"] != "OK":
+                raise SystemExit(f"A certificate was refused: {answer}")
+    connection.close()
 
 
 @contextlib.contextmanager
-def running(*command: str, port: int) -> Iterator[None]:
-    """Run a server in the background until the block ends; the block begins when it takes connections."""
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            if process.poll() is not None:
-                raise SystemExit(f"{command[0]} ended before it served.")
-            time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
+def serving(peers: Sequence[str], file: Path) -> Iterator[Dict[str, int]]:
+    """Run all peers until the block ends; gives their ports."""
+    with workplace() as folder, contextlib.ExitStack() as stack:
+        ports = {peer: free_port() for peer in peers}
+        for peer, port in ports.items():
+            stack.enter_context(running(command_of(peer, folder, file, port), folder, port))
+            prepare(port)
+        yield ports
 
 
-def load(port: int, connections: int, kind: str, prefix: str) -> Sample:
-    """Let wrk ask for certificates; an answer that is not 200 ends the benchmark."""
-    script = ["-s", str(ROOT / "bench" / "load.lua"), f"http://127.0.0.1:{port}/", "--", prefix, kind]
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}", "--latency", *script]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in printed:
-        raise SystemExit(f"Not every request got a certificate:\n{printed}")
-    rate, p99 = re.search(r"Requests/sec: +([\d.]+)", printed), re.search(r"99% +(\S+)", printed)
-    assert rate, printed
-    assert p99, printed
-    return float(rate[1]), p99[1]
+class Samples(Dict[Tuple[str, Scenario], List[Load]]):
+    """What was measured of each peer in each scenario, round after round."""
+
+    def of(self, peer: str, scenario: Scenario) -> List[Load]:
+        """Return a peer's rounds in a scenario; an echo does the same for each request, and was asked for one alone."""
+        return self.get((peer, scenario)) or self[peer, (*scenario[:2], ECHOED[0])]
+
+    def ratio(self, scenario: Scenario, peer: str) -> float:
+        """Return how many times the rate of a peer certtool's is."""
+        ours, theirs = ([sample.rate for sample in self.of(server, scenario)] for server in (OURS, peer))
+        return median_ratio(ours, theirs)
 
 
-def main(rounds: int) -> None:
-    """Run all scenarios and print a table."""
-    if not shutil.which("wrk"):
-        raise SystemExit("The load comes from wrk: install it (Debian: apt-get install wrk).")
-    ports = {"stock, saves nothing": free_port(), "certtool, durable": free_port()}
-    stock, ours = ports.values()
-    with tempfile.TemporaryDirectory(dir=ROOT, prefix=".bench-") as folder:
-        file = identities.write(Path(folder) / "identities.csv", rounds * len(SCENARIOS) * SECONDS * MOST // 2)
-        store = str(Path(folder) / "store")
-        serve = ("certtool.py", "serve", str(ours), "--host", "127.0.0.1", "--data", store, "--import", str(file))
-        with running("-m", "bench.stock", str(stock), port=stock), running(*serve, port=ours):
-            load(ours, 1, "keep-alive", "warm")  # a connection waits in the backlog while the import runs
-            samples: Dict[Tuple[int, str, str], List[Sample]] = {}
-            for turn in range(rounds):
-                for connections, kind in SCENARIOS:
-                    for name, port in ports.items():
-                        sample = load(port, connections, kind, f"{turn}-{connections}-{kind}")
-                        samples.setdefault((connections, kind, name), []).append(sample)
-    print(f"requests a second, medians of {rounds} rounds of {SECONDS} s in turn")
-    print(f"{'connections':<16}" + "".join(f"{name:>24}" for name in ports) + f"{'ratio':>8}")
-    for connections, kind in SCENARIOS:
-        rates = [statistics.median(rate for rate, _ in samples[connections, kind, name]) for name in ports]
-        print(f"{connections:>4} {kind:<11}" + "".join(f"{rate:>24,.0f}" for rate in rates), end="")
-        print(
-            f"{rates[1] / rates[0]:>8.2f}   p99 {' / '.join(samples[connections, kind, name][-1][1] for name in ports)}"
+def sample_all(effort: Effort, peers: Sequence[str], file: Path) -> Samples:
+    """Measure all scenarios in all rounds."""
+    samples = Samples()
+    for turn in range(effort.rounds):
+        progress(f"serve: round {turn + 1} of {effort.rounds}")
+        with serving(peers, file) as ports:
+            for request in REQUESTS:
+                for connections in effort.connections:
+                    for kind in KINDS:
+                        for peer in (peer for peer in peers if request in ASKED.get(peer, ECHOED)):
+                            prefix = f"{connections}-{kind}"
+                            sample = load(ports[peer], effort.seconds, connections, kind, request, prefix)
+                            samples.setdefault((peer, (connections, kind, request)), []).append(sample)
+    return samples
+
+
+def table_of(request: str, samples: Samples, peers: Sequence[str]) -> Table:
+    """Return rates, latencies and ratios of one kind of request."""
+    rows = []
+    for peer, scenario in samples:
+        if peer != OURS or scenario[2] != request:
+            continue
+        for other in peers:
+            measured = samples.of(other, scenario)
+            rate, p50, p99, _, lost = median_load(measured)
+            name = other if measured == samples.get((other, scenario)) else f"{other}, {REQUESTS[ECHOED[0]]}"
+            figures = [number(rate), number(p50), number(p99), str(lost)]
+            ratio = "" if other == OURS else number(samples.ratio(scenario, other))
+            rows.append([f"{scenario[0]}, {KINDS[scenario[1]]}", name, *figures, ratio])
+    head = ["connections", "server", "a second", "p50 ms", "p99 ms", "unanswered", "certtool's rate beside it"]
+    return Table(REQUESTS[request], head, rows)
+
+
+def goals_of(samples: Samples, peers: Sequence[str]) -> Iterator[Goal]:
+    """Yield the goals of durable allocation for which this run has figures."""
+    for peer, connections, kind, limit, stretch in (
+        (STOCK, 16, "keep-alive", 3.0, False),
+        (STOCK, 200, "keep-alive", 5.0, False),
+        (STOCK, 16, "close", 6.0, False),
+        (STOCK, 200, "close", 6.0, False),
+        (FLASK, 16, "keep-alive", 10.0, False),
+        (NODE, 16, "keep-alive", 1.0, True),
+        (NODE, 200, "keep-alive", 1.0, True),
+    ):
+        scenario = (connections, kind, "allocate")
+        if peer in peers and (OURS, scenario) in samples:
+            what = f"allocation, {connections} connections, {KINDS[kind]}: times the rate of {peer}"
+            yield Goal(what, True, limit, samples.ratio(scenario, peer), stretch)
+    crowd = (200, "keep-alive", "allocate")
+    if (OURS, crowd) in samples:
+        tails = ([sample.p99 for sample in samples[peer, crowd]] for peer in (OURS, STOCK))
+        yield Goal(
+            "allocation, 200 connections, kept alive: p99 beside stock echo's", False, 0.25, median_ratio(*tails)
         )
 
 
+def beside_a_small_store(effort: Effort) -> Tuple[Table, List[Goal]]:
+    """Measure the rate with a large store beside that with a small one.
+
+    Repeated requests go to a store of 1,000. Allocations need free certificates, so there the small store has as many
+    as one load may use up.
+    """
+    rows, goals = [], []
+    for request, small in (("again", 2 * PREPARED), ("allocate", USED_UP * effort.seconds)):
+        progress(f"serve: {REQUESTS[request]}, {effort.pool:,} certificates beside {small:,}")
+        rates: Dict[int, List[float]] = {small: [], effort.pool: []}
+        with workplace() as folder:
+            files = {size: identities.write(folder / f"{size}.csv", size) for size in rates}
+            for turn in range(effort.rounds):
+                for size, found in list(rates.items())[:: -1 if turn % 2 else 1]:  # neither is always the first
+                    with serving([OURS], files[size]) as ports:
+                        found.append(load(ports[OURS], effort.seconds, 16, "keep-alive", request).rate)
+        ratio = median_ratio(rates[effort.pool], rates[small])
+        middle = [number(statistics.median(found)) for found in rates.values()]
+        rows.append([REQUESTS[request], f"{small:,}", middle[0], f"{effort.pool:,}", middle[1], number(ratio)])
+        what = f"{REQUESTS[request]}: the rate with {effort.pool:,} certificates beside {small:,}"
+        goals.append(Goal(what, True, 0.9, ratio))
+    head = ["request", "small store", "a second", "large store", "a second", "ratio"]
+    return Table("A large store beside a small one, 16 connections kept alive", head, rows), goals
+
+
+def measure(effort: Effort) -> Part:
+    """Measure all requests with all peers, and the large store beside the small one."""
+    need_wrk()
+    peers = [OURS, STOCK, FLASK, NODE]
+    if not all(map(importlib.util.find_spec, ("flask", "waitress"))):
+        progress(f"serve: without {FLASK}, which this Python lacks: `python -m bench --only serve` installs it")
+        peers.remove(FLASK)
+    if not shutil.which("node"):
+        progress(f"serve: without {NODE}: install Node.js (Debian: apt-get install nodejs)")
+        peers.remove(NODE)
+    with workplace() as folder:
+        samples = sample_all(effort, peers, identities.write(folder / "identities.csv", effort.pool))
+    sizes, size_goals = beside_a_small_store(effort)
+    text = (
+        f"Medians of {effort.rounds} rounds of {effort.seconds} s, by wrk on the same machine. certtool and {FLASK} "
+        f"make each record durable first, over {effort.pool:,} certificates; the echoes save nothing. Where a peer was "
+        "not asked for this kind of request, its line is that of an allocation."
+    )
+    tables = [*(table_of(request, samples, peers) for request in REQUESTS), sizes]
+    return Part("Requests", text, tables, [*goals_of(samples, peers), *size_goals])
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    alone(str(__doc__), measure)

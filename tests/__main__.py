@@ -6,39 +6,18 @@ exit code is 1 if any did. Without arguments, all tests together must also reach
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import List
 
-ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+from tests.environment import ROOT, environment
+
 MIN_COVERAGE = 95  # percent of certtool.py's lines and branches
-
-
-def environment() -> Path:
-    """Return the Python of the virtual environment that has the pinned tools."""
-    folder = ROOT / ".venv-tests-{}.{}".format(*sys.version_info[:2])
-    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    installed = folder / REQUIREMENTS.name
-    if python.exists() and installed.exists() and installed.read_bytes() == REQUIREMENTS.read_bytes():
-        return python
-    print(f"== Making {folder.name}", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
-    except subprocess.CalledProcessError:
-        sys.exit("The tools were not installed: see above. On Debian `apt-get install python3-venv`, then try again.")
-    shutil.copy(REQUIREMENTS, installed)
-    return python
 
 
 def main(pytest_arguments: List[str]) -> int:
     """Run every step and return 1 if any failed; pytest comes last, so that its closing line closes the output."""
-    python = environment()
+    python = environment("tests")
 
     def passes(*command: str) -> bool:
         print("==", *command, flush=True)

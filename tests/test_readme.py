@@ -21,6 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LAMPS = "DeviceName,DeviceSecret\nlamp-0001,9f2c51d07be34a68\nlamp-0002,1.23E+15\nlamp 0003,5b0de1f2a9c84736\n"
 BY_HAND = {  # what is shown indented, as text to type, and not run here
     "python -m tests": "is this very run",
+    "python -m bench": "takes half an hour: test_bench runs its pieces",
 }
 VARYING = (
     (r"(http://127\.0\.0\.1:8000)  http://.*", r"\1"),

@@ -1,4 +1,4 @@
-"""The peer: stock `ThreadingHTTPServer` that echoes JSON and saves nothing. `python -m bench.stock PORT`."""
+"""The peer: stock `ThreadingHTTPServer` that echoes JSON and saves nothing. `python -m bench.peers.stock PORT`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:  # wrk would send once more on a connection that is not said to close
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 

@@ -1,0 +1,1 @@
+"""What certtool is measured beside, each as its own documentation suggests."""
