@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Type
 
 import pytest
 
@@ -27,6 +27,7 @@ from certtool import (
 from tests.faults.oracle import Oracle, Tally, judged
 from tests.identities import PRODUCT, rows
 from tests.stores import RAISE, SHORT, STATION, Disk, import_files, upload
+from tests.support import no_secret
 
 NewTally = Callable[[str], Tally]
 Told = Callable[[Oracle], None]
@@ -39,6 +40,15 @@ TURNS: Sequence[Sequence[Tuple[str, int]]] = (
 )
 
 
+@contextlib.contextmanager
+def told_why(expected: Type[CertToolError]) -> Iterator[None]:
+    """What is refused in here is refused in words that anybody may read."""
+    try:
+        yield
+    except expected as error:
+        no_secret(str(error))
+
+
 def live(folder: Path, marks: Path, tell: Callable[[Told], None], restarts: int = 1) -> None:
     """The life of a store: two imports, turns of several devices, a restart; `tell` hears what anybody was told.
 
@@ -49,13 +59,14 @@ def live(folder: Path, marks: Path, tell: Callable[[Told], None], restarts: int 
         with contextlib.closing(store):
             store.load(state)
             service = Service(store, state)
-            with contextlib.suppress(StoreUnavailable):
+            with told_why(StoreUnavailable):
                 import_files(service, upload(list(rows(6, first=6 * life)), f"{life}.csv"))
                 total = len(state.names)
                 tell(lambda oracle, total=total: setattr(oracle, "imported", total))  # type: ignore[misc]
             for number, turn in enumerate(TURNS):
-                with contextlib.suppress(CertToolError):
+                with told_why(CertToolError):
                     play(service, turn if not life else [(f"{id_}{number}", REQUEST) for id_, _ in turn], tell)
+        no_secret("\n".join(store.notes))
 
 
 def play(service: Service, turn: Sequence[Tuple[str, int]], tell: Callable[[Told], None]) -> None:
@@ -105,7 +116,7 @@ def test_any_call_to_the_disk_may_fail(
         disk = Disk(meets, code)
         with monkeypatch.context() as patch:
             patch.setattr(certtool, "os", disk)
-            with contextlib.suppress(CertToolError):
+            with told_why(CertToolError):
                 live(store, profile, lambda told, oracle=oracle: told(oracle))  # type: ignore[misc]
         line.injected += len(disk.calls) > nth
         judged(line, oracle, store, profile)
