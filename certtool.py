@@ -1266,7 +1266,8 @@ def _make_folder(path: str) -> None:
     """Make a folder for this user alone, and those above it, and make their names durable."""
     if not os.path.isdir(path):
         parent = os.path.dirname(os.path.abspath(path))
-        _make_folder(parent)
+        if parent != path:  # else its drive is missing
+            _make_folder(parent)
         os.mkdir(path, 0o700)
         _sync_folder(parent)
 
@@ -1658,9 +1659,9 @@ class Store:
     def _open_folder(self, command: str) -> None:
         folder = self.folder
         nearest = folder
-        while not os.path.exists(nearest):
+        while not os.path.exists(nearest) and nearest != os.path.dirname(nearest):
             nearest = os.path.dirname(nearest)
-        if not os.path.isdir(nearest):
+        if os.path.exists(nearest) and not os.path.isdir(nearest):
             raise StoreError(f"{nearest} is a file, not a folder: name another folder with --data.")
         if not self.writer:
             return
