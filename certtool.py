@@ -1262,6 +1262,16 @@ def _sync_folder(path: str) -> None:
             os.close(descriptor)
 
 
+def _make_folder(path: str) -> None:
+    """Make a folder for this user alone, and those above it, and make their names durable."""
+    if not os.path.isdir(path):
+        parent = os.path.dirname(os.path.abspath(path))
+        if parent != path:  # else its drive is missing
+            _make_folder(parent)
+        os.mkdir(path, 0o700)
+        _sync_folder(parent)
+
+
 def _try_lock(descriptor: int) -> bool:
     """Take the exclusive lock; False where another process has it. It ends with the descriptor or the process."""
     try:
@@ -1520,7 +1530,7 @@ class Mirror:
     def catch_up(self, store: str, imports: Sequence[str]) -> None:
         """Compare with the store's files and add what is missing. Raises StoreError where this is no copy of them."""
         try:
-            os.makedirs(os.path.join(self._folder, "imports"), 0o700, exist_ok=True)
+            _make_folder(os.path.join(self._folder, "imports"))
             if os.path.samefile(self._folder, store):
                 raise StoreError("The mirror is the store itself: name a folder on another disk.")
             for name in [*(os.path.join("imports", name) for name in imports), "journal.csv"]:
@@ -1649,21 +1659,18 @@ class Store:
     def _open_folder(self, command: str) -> None:
         folder = self.folder
         nearest = folder
-        while not os.path.exists(nearest):
+        while not os.path.exists(nearest) and nearest != os.path.dirname(nearest):
             nearest = os.path.dirname(nearest)
-        if not os.path.isdir(nearest):
+        if os.path.exists(nearest) and not os.path.isdir(nearest):
             raise StoreError(f"{nearest} is a file, not a folder: name another folder with --data.")
         if not self.writer:
             return
         try:
             if not os.path.isdir(folder):
-                os.makedirs(folder, 0o700)
+                _make_folder(folder)
                 self.notes.append(f"A new, empty store was made: {folder}")
-                _sync_folder(os.path.dirname(os.path.abspath(folder)))
             self.lock = Lock(os.path.join(folder, "lock"), command)
-            if not os.path.isdir(self._imports_folder):
-                os.mkdir(self._imports_folder, 0o700)
-                _sync_folder(folder)
+            _make_folder(self._imports_folder)
         except OSError as error:
             self.close()
             raise StoreError(

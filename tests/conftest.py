@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.faults.oracle import TALLIES
 from tests.inside import Inside
-from tests.support import CERTTOOL, RunCerttool, Server, StartServer, child_env, no_traceback
+from tests.support import CERTTOOL, RunCerttool, Server, StartServer, child_env, no_secret, no_traceback
 
 # How long an example takes says something about the machine, which others share.
 settings.register_profile("certtool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -83,7 +83,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def certtool() -> RunCerttool:
-    """Run `certtool.py ARGS` to its end; it must exit with `ok` and show no traceback."""
+    """Run `certtool.py ARGS` to its end; it must exit with `ok` and show no traceback, and no secret unless asked."""
 
     def run(
         *args: object,
@@ -101,7 +101,9 @@ def certtool() -> RunCerttool:
             env=child_env(**(env or {})),
             check=False,
         )
-        no_traceback(done.stdout + done.stderr)
+        shows = "--show-secrets" in args
+        no_secret(done.stderr if shows else done.stdout + done.stderr)
+        no_traceback(done.stdout)
         assert done.returncode == ok, f"exit {done.returncode}, not {ok}:\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -11,6 +11,7 @@ from certtool import Credential
 
 COLUMNS = ("ProductKey", "DeviceName", "DeviceSecret", "ProductSecret", "ProductID", "DeviceID")
 PRODUCT = "a1MadeUpPk0"
+SECRET = "(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"  # what finds the secrets that are made here
 
 
 def rows(

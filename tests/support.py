@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import glob
 import http.client
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
 
 import pytest
+
+from tests import identities
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTTOOL = ROOT / "certtool.py"
@@ -47,6 +50,21 @@ def child_env(**extra: str) -> Dict[str, str]:
 def no_traceback(text: str) -> None:
     """Fail where `text`, the output of a program, has a traceback."""
     assert "Traceback" not in text, text
+
+
+@functools.lru_cache(maxsize=None)
+def secrets() -> re.Pattern[str]:
+    """Return what finds a secret of `identities.rows` or of the sample."""
+    with open(SAMPLE, encoding="utf-8", newline="") as file:
+        known = {row[column] for row in csv.DictReader(file) for column in ("DeviceSecret", "ProductSecret")}
+    return re.compile("|".join([identities.SECRET, *map(re.escape, filter(None, known))]))
+
+
+def no_secret(text: str) -> None:
+    """Fail where `text`, which anybody may read, has a secret or a traceback."""
+    no_traceback(text)
+    found = secrets().search(text)
+    assert not found, f"The secret {found[0]} is in:\n{text}"
 
 
 def missing(reason: str) -> NoReturn:
@@ -200,10 +218,11 @@ class Server:
         self.process.send_signal(INTERRUPT)
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
-        """Wait for the server to end, read the rest of its output and return its exit code."""
+        """Wait for the server to end, read the rest of its output, which has no secret, and return its exit code."""
         code = self.process.wait(seconds)
         for reader in self._readers:
             reader.join(seconds)
+        no_secret(self.output + self.errors)
         return code
 
     def stop(self) -> int:
@@ -217,7 +236,7 @@ class Server:
         return self.wait()
 
     def close(self) -> None:
-        """End the server after a test: it must end well, unless the test ended it; there is never a traceback."""
+        """End the server after a test: it must end well, unless the test ended it."""
         if self.process.poll() is None:
             try:
                 code = self.stop()
@@ -226,4 +245,3 @@ class Server:
                 raise
             assert code == 0, f"The interrupted server ended with {code}:\n{self.output}\n{self.errors}"
         self.wait()
-        no_traceback(self.output + self.errors)

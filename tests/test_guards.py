@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
@@ -14,7 +15,7 @@ from typing import Any, Callable, Iterator, List
 import pytest
 
 import certtool as program
-from certtool import Service, State, Store, StoreError
+from certtool import HighWaterMark, Refused, Service, State, Store, StoreError
 from tests import identities
 from tests.identities import PRODUCT, rows
 from tests.inside import Inside
@@ -69,6 +70,70 @@ def test_the_mark_costs_no_sync_and_stands_at_the_last_event(
         [mark] = profile.iterdir()
         last = (store / "journal.csv").read_text(encoding="utf-8").strip()[-16:]
         assert f"000000000003 {last} " in mark.read_text()
+
+
+def test_each_line_of_the_mark_outlives_the_writing_of_the_other(profile: Path) -> None:
+    for seq in range(1, 6):
+        with contextlib.closing(HighWaterMark(str(profile), "0" * 16)) as mark:
+            assert (mark.seq, mark.digest) == (seq - 1, f"{seq - 1:016x}" if seq > 1 else "")
+            mark.put(seq, f"{seq:016x}")
+        [path] = profile.iterdir()
+        lines = path.read_text().splitlines()
+        assert sorted(int(text[:12]) for text in lines) == [*range(max(1, seq - 1), seq + 1)]
+        assert all(len(text) == program.MARK_LENGTH - 1 for text in lines)
+
+
+def test_who_only_reads_makes_no_mark_and_needs_none(store: Path, profile: Path, marked: Path) -> None:
+    marked.unlink()
+    for folder_is_there in (True, False):
+        state = State()
+        with contextlib.closing(Store(str(store), writer=False, marks=str(profile))) as reader:
+            reader.load(state)
+            assert len(state.names) == 5
+        assert list(profile.parent.rglob("*")) == [profile] * folder_is_there
+        if folder_is_there:
+            profile.rmdir()
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_a_copy_that_was_accepted_is_the_latest_from_then_on(
+    lost: int, store: Path, profile: Path, marked: Path, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(store, tmp_path / "old"))
+    with line(store, marks=str(profile)) as service:
+        work(service, *"CDE"[:lost])
+    shutil.rmtree(store)
+    old.rename(store)
+    with pytest.raises(StoreError, match="is not the latest copy"), line(store, marks=str(profile)):
+        pass
+    with line(store, marks=str(profile), accept={"who": "me", "reason": "disk died"}):
+        pass
+    for device_id in "FG":
+        with line(store, marks=str(profile)) as service:
+            work(service, device_id)
+    with pytest.raises(Refused, match="nothing to accept"), line(store, marks=str(profile), accept={"reason": "x"}):
+        pass
+    assert marked.exists()
+
+
+def test_a_mark_that_cannot_be_synced_at_the_end_is_no_error(
+    store: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(store, marks=str(profile)) as service:
+        import_files(service, upload(list(rows(5))))
+        monkeypatch.setattr(program, "os", Disk(lambda call: RAISE if call == "fsync" else ""))
+    monkeypatch.undo()
+    with line(store, marks=str(profile)) as service:
+        assert service.store.notes == []
+
+
+@posix_only
+def test_only_their_owner_may_see_the_marks_and_the_mirror(store: Path, profile: Path, mirror: Path) -> None:
+    with line(store, marks=str(profile), mirror=str(mirror)) as service:
+        import_files(service, upload(list(rows(5))))
+    for top in (profile, mirror):
+        for path in [top, *top.rglob("*")]:
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
 def test_any_earlier_state_of_the_journal_is_refused(store: Path, profile: Path, marked: Path) -> None:
@@ -265,6 +330,15 @@ def test_an_import_that_the_mirror_does_not_take_is_imported_all_the_same(
         assert "THERE IS NO SECOND COPY" in service.store.notes[-1]
     with line(store, mirror=str(mirror)):
         assert same(store, mirror)
+
+
+def test_a_mirror_that_cannot_be_made_is_told_in_words(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with line(store, mirror=str(tmp_path / "file")) as service:
+        import_files(service, upload(list(rows(5))))
+        work(service, "A")
+        [warning] = [note for note in service.store.notes if "THERE IS NO SECOND COPY" in note]
+        assert f"the mirror {tmp_path / 'file'} failed (File exists)" in warning
 
 
 def no_room(*_: str) -> None:

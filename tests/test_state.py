@@ -83,6 +83,20 @@ def do(state: State, verb: int, *, now: int = 1000, force: bool = False, **who: 
     return state.apply(event) if event else None
 
 
+def true_to_itself(state: State) -> bool:
+    """Whether what the state has counted is what there is to count."""
+    stocks: Dict[Tuple[str, str], List[int]] = {}
+    bound = {product.key: 0 for product in state.products.values()}
+    for product in state.products.values():
+        for number in product.names.values():
+            record = state.record(number)
+            stocks.setdefault((product.key, state.batch(number)), [0] * 5)[record.status] += 1
+            bound[product.key] += record.status == UNALLOCATED and record.device_id != ""
+    return stocks == {stock[:2]: stock.counts for stock in state.stocks} and all(
+        product.bound == bound[product.key] for product in state.products.values()
+    )
+
+
 def in_status(status: int) -> State:
     """A state whose first certificate has this status, and but for Unallocated belongs to DEVICE."""
     state = new_state()
@@ -162,9 +176,11 @@ def test_each_command_makes_of_each_status_what_the_contract_says(case: Case) ->
     assert product["counts"] == counts
     assert product["devices"] == ({DEVICE: 0} if case.result.device_id else {})
     assert product["free"] == ([1, 2] if case.result.status != UNALLOCATED else [1, 2, 0])
+    assert true_to_itself(state)
     if step:
         state.restore(step)
     assert snapshot(state) == before, "what was done can be taken back"
+    assert true_to_itself(state)
 
 
 def test_deciding_changes_nothing() -> None:
@@ -220,6 +236,28 @@ def test_a_certificate_bound_in_advance_goes_to_its_device_alone() -> None:
     assert (state.products[PK].bound, state.products[PK].free) == (1, 0)
 
 
+def test_all_that_wait_for_their_devices_are_counted_again_when_requests_are_taken_back() -> None:
+    state = new_state(2, bound="B1")
+    more(state, 2, bound="B2")
+    steps = [do(state, REQUEST, device_id=device_id) for device_id in ("B1", "A", "B2")]
+    assert (state.products[PK].bound, state.products[PK].free) == (0, 1)
+    undo(state, steps)
+    assert (state.products[PK].bound, state.products[PK].free) == (2, 2)
+
+
+def test_a_release_that_is_taken_back_leaves_no_place_among_the_released_ones() -> None:
+    state = new_state(3)
+    for device_id in "ABC":
+        do(state, REQUEST, device_id=device_id)
+    do(state, RELEASE, device_name="name0000")
+    undo(state, [do(state, RELEASE, device_name="name0001")])
+    for name in ("name0002", "name0001"):
+        do(state, RELEASE, device_name=name)
+    for device_id in "DEF":
+        do(state, REQUEST, device_id=device_id)
+    assert state.products[PK].devices == {"D": 0, "E": 2, "F": 1}
+
+
 def chosen(state: State, *filters: Any) -> List[int]:
     """The numbers that pass the filters."""
     return [number for number in state.select(*filters) if number is not None]
@@ -257,6 +295,18 @@ def test_certificates_are_selected_by_product_batch_and_status(step: int, monkey
         (PK, "mixed", [0, 0, 0, 0, 1]),
         (OTHER, "mixed", [2, 0, 0, 0, 0]),
     ]
+
+
+def test_what_is_imported_while_certificates_are_selected_is_selected_by_its_own_filters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(certtool, "SELECT_SLICE", 2)
+    state = new_state(2)
+    selection = state.select(PK)
+    assert [next(selection) for _ in range(3)] == [0, 1, None]
+    more(state, 2, product=OTHER)
+    more(state, 1)
+    assert [number for number in selection if number is not None] == [4]
 
 
 def test_a_certificate_bound_in_advance_is_free_for_all_once_it_was_released() -> None:
@@ -369,8 +419,10 @@ def test_what_was_done_in_a_turn_is_taken_back_exactly() -> None:
         do(state, REQUEST, device_id="F"),
         do(state, REQUEST, device_id="G"),
     ]
+    assert true_to_itself(state)
     undo(state, steps)
     assert snapshot(state) == before
+    assert true_to_itself(state)
 
 
 # -- everything together, against a model ------------------------------------------------------------------------------
@@ -628,6 +680,7 @@ class Line(RuleBasedStateMachine):
         assert known(self.opened.state) == self.model.snapshot()
         for product in self.opened.state.products.values():
             assert product.total == len(product.names)
+        assert true_to_itself(self.opened.state)
 
     @invariant()
     def what_a_restart_would_find_is_what_was_committed(self) -> None:

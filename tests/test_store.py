@@ -112,6 +112,17 @@ def test_a_folder_with_nothing_in_it_is_an_empty_store_to_a_reader(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_drive_that_is_not_there_is_refused_in_words(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for question in ("exists", "isdir"):
+        monkeypatch.setattr(f"certtool.os.path.{question}", lambda path: False)
+    with pytest.raises(StoreError, match="cannot be written"):
+        open_store(store)
+    with pytest.raises(StoreError, match="There is no store at"):
+        read_store(store)
+    monkeypatch.undo()
+    assert not store.exists()
+
+
 def test_a_file_is_no_store(store: Path) -> None:
     store.write_text("mine")
     for way in (open_store, read_store):
@@ -146,7 +157,7 @@ def unprivileged() -> Iterator[None]:
             os.seteuid(0)
 
 
-@pytest.mark.parametrize("call", ["makedirs", "open", "mkdir"])
+@pytest.mark.parametrize("call", ["open", "mkdir"])
 def test_a_store_that_cannot_be_made_is_refused_and_the_lock_is_free_again(
     call: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -21,6 +22,7 @@ from certtool import (
     Store,
 )
 from tests.identities import PRODUCT
+from tests.support import no_secret
 from tests.wire import Reply
 
 NOTHING = (UNALLOCATED, "")
@@ -59,7 +61,10 @@ def after(held: Held, action: int, name: str = "") -> Held:
 
 
 class Oracle:
-    """Follows what each device was told. What was sent and not answered may have happened or not."""
+    """Follows what each device was told. What was sent and not answered may have happened or not.
+
+    No answer shows a secret but that to a request, and no output of a server does: `hear` and `Server.wait` see to it.
+    """
 
     def __init__(self) -> None:
         self.devices: Dict[str, Set[Held]] = {}
@@ -93,6 +98,9 @@ class Oracle:
         """Take in the answers that `Stations` got for their `talk`; the first unanswered action was perhaps sent."""
         for device_id, actions in talk.items():
             for action, (status, reply) in zip(actions, answers[device_id]):
+                if (status, action) != (200, REQUEST):
+                    no_secret(json.dumps(reply))
+                    assert not {"DeviceSecret", "ProductSecret"} & set(reply)
                 before = self.devices.get(device_id, {NOTHING})
                 self.sent(device_id, action)
                 if status == 200:
@@ -111,6 +119,7 @@ class Oracle:
             try:
                 store.load(state)
             except CertToolError as error:
+                no_secret(str(error))
                 return Verdict([f"The store is refused: {error}"], [])
             return self._judge(Service(store, state))
 

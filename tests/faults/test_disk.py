@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import itertools
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Type
 
 import pytest
 
@@ -27,7 +28,9 @@ from certtool import (
 from tests.faults.oracle import Oracle, Tally, judged
 from tests.identities import PRODUCT, rows
 from tests.stores import RAISE, SHORT, STATION, Disk, import_files, upload
+from tests.support import no_secret
 
+STORE, MIRROR = "line/store", "disk/mirror"  # below the folder whose disk loses its power
 NewTally = Callable[[str], Tally]
 Told = Callable[[Oracle], None]
 TURNS: Sequence[Sequence[Tuple[str, int]]] = (
@@ -39,23 +42,33 @@ TURNS: Sequence[Sequence[Tuple[str, int]]] = (
 )
 
 
-def live(folder: Path, marks: Path, tell: Callable[[Told], None], restarts: int = 1) -> None:
+@contextlib.contextmanager
+def told_why(expected: Type[CertToolError]) -> Iterator[None]:
+    """What is refused in here is refused in words that anybody may read."""
+    try:
+        yield
+    except expected as error:
+        no_secret(str(error))
+
+
+def live(folder: Path, marks: Path, tell: Callable[[Told], None], mirror: str = "") -> None:
     """The life of a store: two imports, turns of several devices, a restart; `tell` hears what anybody was told.
 
     A failure ends what failed, as it does in a server: the rest goes on.
     """
-    for life in range(1 + restarts):
-        store, state = Store(str(folder), "fault", marks=str(marks)), State()
+    for life in range(2):
+        store, state = Store(str(folder), "fault", marks=str(marks), mirror=mirror), State()
         with contextlib.closing(store):
             store.load(state)
             service = Service(store, state)
-            with contextlib.suppress(StoreUnavailable):
+            with told_why(StoreUnavailable):
                 import_files(service, upload(list(rows(6, first=6 * life)), f"{life}.csv"))
                 total = len(state.names)
                 tell(lambda oracle, total=total: setattr(oracle, "imported", total))  # type: ignore[misc]
             for number, turn in enumerate(TURNS):
-                with contextlib.suppress(CertToolError):
+                with told_why(CertToolError):
                     play(service, turn if not life else [(f"{id_}{number}", REQUEST) for id_, _ in turn], tell)
+        no_secret("\n".join(store.notes))
 
 
 def play(service: Service, turn: Sequence[Tuple[str, int]], tell: Callable[[Told], None]) -> None:
@@ -105,7 +118,7 @@ def test_any_call_to_the_disk_may_fail(
         disk = Disk(meets, code)
         with monkeypatch.context() as patch:
             patch.setattr(certtool, "os", disk)
-            with contextlib.suppress(CertToolError):
+            with told_why(CertToolError):
                 live(store, profile, lambda told, oracle=oracle: told(oracle))  # type: ignore[misc]
         line.injected += len(disk.calls) > nth
         judged(line, oracle, store, profile)
@@ -155,15 +168,16 @@ class Recorder(Disk):
         return descriptor
 
     def makedirs(self, path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
-        """Make a folder; its parents are there."""
-        new = not os.path.isdir(path)
+        """Make a folder and those above it."""
+        new = [path, *map(str, Path(path).parents)]
+        new = [folder for folder in new if not os.path.isdir(folder)]
         os.makedirs(path, mode, exist_ok)
-        if new:
-            self.steps.append(Step("mkdir", self._name(path)))
+        self.steps += [Step("mkdir", self._name(folder)) for folder in reversed(new)]
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
         """Make a folder."""
-        self.makedirs(path, mode)
+        os.mkdir(path, mode)
+        self.steps.append(Step("mkdir", self._name(path)))
 
     def unlink(self, path: str) -> None:
         """Remove a file."""
@@ -283,7 +297,7 @@ def power_cuts(
     recorder = Recorder(root, unsynced)
     with monkeypatch.context() as patch:
         patch.setattr(certtool, "os", recorder)
-        live(root / "store", root / "profile" / "certtool", recorder.tell)
+        live(root / STORE, root / "profile" / "certtool", recorder.tell, str(root / MIRROR))
     seen: Set[Any] = set()
     platter, told = Platter(), 0
     for moment, step in enumerate(recorder.steps):
@@ -306,7 +320,8 @@ def power_cuts(
 def lay_out(image: Dict[str, bytes], root: Path) -> None:
     """Write the files of a disk."""
     shutil.rmtree(root, ignore_errors=True)
-    (root / "store" / "imports").mkdir(parents=True)
+    for folder in (STORE, MIRROR):
+        (root / folder / "imports").mkdir(parents=True)
     for path, content in image.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content)
@@ -321,21 +336,34 @@ def test_a_power_cut_at_any_moment_loses_nothing_that_was_told(
     tally: NewTally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line, root = tally("power cut, un-synced writes lost, torn, reordered"), tmp_path / "image"
-    line.rounds = 1
+    mirror = tally("the same, and only the mirror is left")
+    line.rounds = mirror.rounds = 1
     (tmp_path / "life").mkdir()
     for oracle, image in power_cuts(tmp_path / "life", lambda path: False, monkeypatch):
-        line.injected += 1
         lay_out(image, root)
-        judged(line, oracle, root / "store", root / "profile" / "certtool")
-        line.acknowledged = max(line.acknowledged, oracle.acknowledged)
+        for judgement, folder, marks in ((mirror, MIRROR, None), (line, STORE, root / "profile" / "certtool")):
+            judgement.injected += 1
+            judged(judgement, copy.deepcopy(oracle), root / folder, marks)
+            judgement.acknowledged = max(judgement.acknowledged, oracle.acknowledged)
     assert line.injected > 200
 
 
 @posix_only
 @pytest.mark.parametrize(
     "without",
-    ["store/journal.csv", "store/imports/000001-0.csv", "store/imports", "store"],
-    ids=["the journal", "an import file", "the folder of imports", "the store's folder"],
+    [
+        f"{STORE}/journal.csv",
+        f"{STORE}/imports/000001-0.csv",
+        f"{STORE}/imports",
+        STORE,
+        "line",
+        ".",
+        f"{MIRROR}/journal.csv",
+        f"{MIRROR}/imports/000001-0.csv",
+        f"{MIRROR}/imports",
+        MIRROR,
+        "disk",
+    ],
 )
 def test_the_harness_notices_when_one_sync_is_missing(
     without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -344,6 +372,7 @@ def test_the_harness_notices_when_one_sync_is_missing(
     (tmp_path / "life").mkdir()
     for oracle, image in power_cuts(tmp_path / "life", lambda path: path == without, monkeypatch):
         lay_out(image, root)
-        if any(oracle.judge(root / "store", root / "profile" / "certtool")):
+        marks = root / "profile" / "certtool"
+        if any(copy.deepcopy(oracle).judge(root / MIRROR)) or any(oracle.judge(root / STORE, marks)):
             return
     pytest.fail(f"without the sync of {without} nothing was lost: the harness is blind")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.faults.oracle import Oracle, Tally, judged
 from tests.identities import PRODUCT
 from tests.stations import Stations
-from tests.support import Server, StartServer, missing, raw
+from tests.support import Server, StartServer, missing, no_secret, raw
 from tests.wire import ask, post, replies, split
 
 NewTally = Callable[[str], Tally]
@@ -67,6 +67,9 @@ def test_no_stream_of_bytes_gives_out_a_certificate_that_is_not_in_a_reply(
         with open(journal, "rb") as file:
             file.seek(before)
             allocated = file.read().count(b",allocate,")
+        for status, body in answers:
+            if status != 200:
+                no_secret(body.decode())
         told = sum(status == 200 and b'"DeviceSecret"' in body for status, body in answers)
         assert allocated <= told
         line.injected += 1

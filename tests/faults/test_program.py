@@ -16,6 +16,7 @@ import certtool
 from tests.faults.oracle import TALLIES, Oracle, Tally, judged
 from tests.inside import Inside
 from tests.stores import RAISE, SHORT, Disk
+from tests.support import no_secret
 from tests.wire import ask, replies
 
 POOL = 6
@@ -79,6 +80,7 @@ class Program(RuleBasedStateMachine):
         """Ctrl-C, and the oracle looks before the next start."""
         LINE.injected += 1
         self.server.close()
+        no_secret("\n".join([*self.server.notices, *map(certtool._event_line, self.server.events)]))
         judged(LINE, self.oracle, self.folder / "inside")
         self.server = Inside(self.folder / "inside", 0, self.patch)
 

