@@ -87,6 +87,7 @@ from typing import (
     Optional,
     Sequence,
     Set,
+    Sized,
     Tuple,
     Union,
 )
@@ -131,7 +132,7 @@ FIELD_LENGTH = 64  # characters (contract)
 RECORD_LINES = 1000  # lines that a quoted field may span before its quote counts as never closed
 SELECT_SLICE = 10_000  # certificates looked through in one step
 JSON_SLICE = 1000  # tokens of JSON written in one step
-IMPORT_SLICE = 500  # rows checked, checksummed and written in one step
+IMPORT_SLICE = 1 << 16  # characters of an identity file whose rows are checked, checksummed and written in one step
 
 LOW_STOCK = 100  # certificates of a product left: warn
 LOW_STOCK_PERCENT = 5  # of all that were imported: warn
@@ -570,11 +571,18 @@ class Staged:
         self.names: List[str] = []
         self.products: Dict[str, Product] = {}
 
-    def add(self, product_key: str, names: Sequence[str], device_ids: Sequence[str]) -> None:
-        """Prepare certificates of one product; the caller has made sure that no name and no device is taken.
+    def add(self, keys: Sequence[str], names: Sequence[str], device_ids: Sequence[str]) -> None:
+        """Prepare certificates, given as columns; the caller has made sure that no name and no device is taken."""
+        if keys.count(keys[0]) == len(keys):
+            self._add_run(keys[0], names, device_ids)
+            return
+        start = 0
+        for key, run in itertools.groupby(keys):
+            end = start + sum(1 for _ in run)
+            self._add_run(key, names[start:end], device_ids[start:end])
+            start = end
 
-        `device_ids` has an id, or "", for each name; it may be empty, where no certificate is bound in advance.
-        """
+    def _add_run(self, product_key: str, names: Sequence[str], device_ids: Sequence[str]) -> None:
         product = self.products.get(product_key)
         if product is None:
             product = self.products[product_key] = Product(product_key)
@@ -851,6 +859,7 @@ KINDS = frozenset(EFFECTS) | {"store", "import", "restore", "reveal"}  # these c
 # message never quotes a cell: in a file without a header line, or with shifted columns, any cell may be a secret.
 
 Row = Tuple[int, Union[Credential, str]]  # physical line from 1, and the credential or the reason against it
+Columns = Sequence[Sequence[str]]  # of many credentials, in the order of COLUMNS
 
 COLUMNS = ("ProductKey", "DeviceName", "DeviceSecret", "ProductSecret", "ProductID", "DeviceID")  # as in Credential
 REQUIRED = COLUMNS[:3]
@@ -860,7 +869,20 @@ SEPARATORS = ",;\t"
 _PRINTABLE = re.compile(rf"[!-~]{{1,{FIELD_LENGTH}}}")
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9\-_@.:]{4,32}")
 _MANGLED = re.compile(r"-?\d([.,]\d+)?E[+-]\d{2,}|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)")
+_MANGLED_SIGNS = ("E+", "E-", "#")  # one of them is in each
+_MANGLED_CELL = re.compile(rf"(?<![^,;\t\n])(?:{_MANGLED.pattern})(?![^,;\t\r\n])")  # somewhere in plain lines
 _LINE_END = "\r\n"
+
+
+class PlainRows(NamedTuple):
+    """Rows that stand in consecutive lines, from `line` on, and are all right."""
+
+    line: int
+    columns: Columns
+
+    def rows(self) -> List[Row]:
+        """The same, row by row."""
+        return list(enumerate(map(Credential._make, zip(*self.columns)), self.line))
 
 
 class BadFile(CertToolError):
@@ -896,10 +918,10 @@ class IdentityFile:
     """
 
     def __init__(self, data: bytes, options: Mapping[str, str]) -> None:
-        encoding = _sniff_encoding(data)
-        self._lines = enumerate(io.TextIOWrapper(io.BytesIO(data), encoding, newline=""), 1)
-        self._again: Deque[Tuple[int, str]] = deque()
-        start, header = next(((n, text) for n, text in self._lines if text.strip()), (1, ""))
+        self._text = io.TextIOWrapper(io.BytesIO(data), _sniff_encoding(data), newline="")
+        self._read = 1  # the line that the next block begins with
+        self._pending: Deque[Tuple[int, str]] = deque()  # lines of the present block, numbered
+        start, header = next(((n, text) for n, text in iter(self._next_line, None) if text.strip()), (1, ""))
         self._separator, names = _sniff_separator(header)
         self._width = len(names)
         keys = [re.sub(r"[\s_-]", "", name).lower() for name in names]
@@ -921,49 +943,80 @@ class IdentityFile:
         known = {column.lower() for column in COLUMNS}
         self.ignored = [name.strip() or "(no name)" for name, key in zip(names, keys) if key not in known]
         self._pick = operator.itemgetter(*places)
-        self._fast = self._fast_pattern(places)
+        self._plain = self._plain_pattern(places)
 
     def rows(self) -> Iterator[Row]:
         """Yield each row that is not blank. A bad one never hides the rows after it."""
-        fast, pick, fixed = self._fast, self._pick, tuple(self._fixed)
-        for line, text in self._physical_lines():
-            match = fast(text)
-            if match and "E+" not in text and "E-" not in text and "#" not in text:
-                yield line, Credential._make(pick(match.groups() + fixed))
-                continue
+        for block in self.blocks():
+            yield from block.rows() if isinstance(block, PlainRows) else block
+
+    def blocks(self) -> Iterator[Union[PlainRows, List[Row]]]:
+        """Yield the `rows` some hundreds at a time: where all are plain and right as columns, which is far quicker."""
+        while True:
+            if not self._pending:
+                text = self._next_block()
+                columns = self._plain_columns(text)
+                if columns:
+                    yield PlainRows(self._read, columns)
+                    self._read += len(columns[0])
+                    continue
+                self._take_lines(text)
+            if not self._pending:
+                return
+            yield list(self._pending_rows())
+
+    def _pending_rows(self) -> Iterator[Row]:
+        while self._pending:
+            line, text = self._pending.popleft()
             cells = self._cells(text)
             if isinstance(cells, str):
                 yield line, cells
             elif "".join(cells).strip():
                 yield line, self._credential(cells)
 
-    def _physical_lines(self) -> Iterator[Tuple[int, str]]:
-        while True:
-            if self._again:
-                yield self._again.popleft()
-            else:
-                numbered = next(self._lines, None)
-                if numbered is None:
-                    return
-                yield numbered
+    def _next_block(self) -> str:
+        """Return whole lines, "" at the end of the file."""
+        return self._text.read(IMPORT_SLICE) + self._text.readline()
 
-    def _fast_pattern(self, places: Sequence[int]) -> Callable[[str], Optional[re.Match[str]]]:
-        """One expression that accepts only plain and right lines, a group for each cell; the others go the long way."""
-        plain = f'[^{re.escape(self._separator)}"\\x00-\\x20\\x7f-\\U0010ffff]'
-        cells = [f'([^{re.escape(self._separator)}"\\r\\n]*)'] * self._width
+    def _take_lines(self, text: str) -> None:
+        lines = io.StringIO(text, newline="").readlines()
+        self._pending.extend(enumerate(lines, self._read))
+        self._read += len(lines)
+
+    def _next_line(self) -> Optional[Tuple[int, str]]:
+        if not self._pending:
+            self._take_lines(self._next_block())
+        return self._pending.popleft() if self._pending else None
+
+    def _plain_pattern(self, places: Sequence[int]) -> Callable[[str], Optional[re.Match[str]]]:
+        """One expression that accepts only plain and right lines; all others go the long way."""
+        characters = (chr(code) for code in range(33, 127) if chr(code) not in self._separator + '"')
+        plain = f"[{re.escape(''.join(characters))}]"
+        cells = [f'[^{re.escape(self._separator)}"\r\n]*'] * self._width
         for column, place in zip(COLUMNS, places):
             if place < self._width:
                 lowest = 1 if column in REQUIRED else 0
-                name = f"({_DEVICE_NAME.pattern})"
-                cells[place] = name if column == "DeviceName" else f"({plain}{{{lowest},{FIELD_LENGTH}}})"
-        return re.compile(re.escape(self._separator).join(cells) + r"\r?\n?").fullmatch
+                cells[place] = _DEVICE_NAME.pattern if column == "DeviceName" else f"{plain}{{{lowest},{FIELD_LENGTH}}}"
+        return re.compile(f"(?:{re.escape(self._separator).join(cells)}\r?\n)+").fullmatch
+
+    def _plain_columns(self, text: str) -> Optional[Columns]:
+        """Split lines that are all plain and right; None where one is not."""
+        if text[-1:] != "\n":
+            text += "\n"
+        if not self._plain(text) or (any(map(text.__contains__, _MANGLED_SIGNS)) and _MANGLED_CELL.search(text)):
+            return None
+        cells = text.replace("\r\n", "\n").replace("\n", self._separator).split(self._separator)
+        rows = len(cells) // self._width
+        columns = [cells[place : -1 : self._width] for place in range(self._width)]
+        picked: Columns = self._pick([*columns, *([value] * rows for value in self._fixed)])
+        return picked
 
     def _cells(self, text: str) -> Union[List[str], str]:
         """Split a row, which a quoted cell may carry over several lines; a reason where its quotes do not match."""
         taken: List[Tuple[int, str]] = []
         record = text
         while record.count('"') % 2:
-            more = next(self._physical_lines(), None) if len(taken) < RECORD_LINES else None
+            more = self._next_line() if len(taken) < RECORD_LINES else None
             if more is None:
                 break
             taken.append(more)
@@ -975,7 +1028,7 @@ class IdentityFile:
                 return next(csv.reader([record], delimiter=self._separator, strict=True))
         except (csv.Error, StopIteration):
             pass
-        self._again.extendleft(reversed(taken))
+        self._pending.extendleft(reversed(taken))
         return "A quotation mark is not closed, or text follows one that is."
 
     def _credential(self, cells: Sequence[str]) -> Union[Credential, str]:
@@ -1041,12 +1094,12 @@ def _sniff_separator(header: str) -> Tuple[str, List[str]]:
 FORMAT_VERSION = 1
 JOURNAL_HEADER = b"Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,Digest\n"
 DIGEST_LENGTH = 16
+JOURNAL_SLICE = 500  # lines decoded in one step
 
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
 
 _PLAIN = re.compile(r"[^=+\-@'\",\t\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
 _PLAIN_CELLS = re.compile(4 * r"(?![=+\-@'\t])[^\",\r\n]*,").fullmatch  # four of them, and an empty one
-_SPECIAL = ('"', "'", *(before + first for before in "\n," for first in "=+-@"))  # in lines of cells that do not
 
 
 def encode_cell(text: str) -> str:
@@ -1068,12 +1121,21 @@ def decode_cells(text: str) -> List[str]:
     return cells
 
 
-def decode_lines(lines: Sequence[str]) -> List[List[str]]:
-    """Read many lines of cells that `encode_cell` wrote. Raises csv.Error where the quotes do not match."""
-    text = "\n".join(lines)
+def decode_columns(text: str, width: int) -> Columns:
+    """Read whole lines of `width` cells that `encode_cell` wrote, as columns. Raises ValueError or csv.Error.
+
+    A cell too many in one line and one too few in another may pass: a digest has to say that the lines are right.
+    """
     if '"' in text or "'" in text:
-        return list(map(decode_cells, lines))
-    return [line.split(",") for line in lines]
+        rows = list(map(decode_cells, text.split("\n")[:-1]))
+        cells = list(itertools.chain.from_iterable(rows))
+        right = all(len(row) == width for row in rows)
+    else:
+        cells = text.replace("\n", ",").split(",")[:-1]
+        right = len(cells) == width * text.count("\n")
+    if not right or text[-1:] != "\n":
+        raise ValueError("a line has another number of cells")
+    return [cells[place::width] for place in range(width)]
 
 
 @functools.lru_cache(maxsize=4)
@@ -1151,17 +1213,47 @@ class JournalReader:
 
     def events(self, lines: Iterable[bytes]) -> Iterator[Event]:
         """Yield the event of each whole line; `lines` are the file's, each with its LF."""
-        for line in lines:
-            if line[-1:] != b"\n":
-                self.torn = line
-                return
-            if self.offset == 0:
-                if line != JOURNAL_HEADER:
+        lines = iter(lines)
+        for block in iter(lambda: list(itertools.islice(lines, JOURNAL_SLICE if self.seq else 1)), []):
+            many = self._decode_many(block) if self.seq else None
+            for line, decoded in zip(block, many or [None] * len(block)):
+                if decoded:
+                    event, self.digest = decoded
+                    self.seq += 1
+                    yield event
+                elif line[-1:] != b"\n":
+                    self.torn = line
+                    return
+                elif self.offset:
+                    yield self._decode(line)
+                elif line == JOURNAL_HEADER:
+                    self.digest = chain_digest("", line)
+                else:
                     raise self._damage("is not the header of a journal")
-                self.digest = chain_digest("", line)
-            else:
-                yield self._decode(line)
-            self.offset += len(line)
+                self.offset += len(line)
+
+    def _decode_many(self, lines: Sequence[bytes]) -> Optional[Iterator[Tuple[Event, str]]]:
+        """Return event and digest of each line; None where one is not in order, which `_decode` finds out."""
+        end = -DIGEST_LENGTH - 2  # of a line's body
+        told = [line[end + 1 : -1] for line in lines]
+        links = map(operator.add, [self.digest.encode(), *told], (line[:end] for line in lines))
+        digests = [link.hexdigest()[:DIGEST_LENGTH] for link in map(hashlib.sha256, links)]
+        if "".join(digests).encode() != b"".join(told) or lines[-1][-1:] != b"\n":
+            return None
+        try:
+            columns = decode_columns(b"".join(lines).decode(), JOURNAL_HEADER.count(b",") + 1)
+            seqs, moments, kinds, product_keys, device_names, device_ids, stations, texts, ends = columns
+            times = list(map(parse_time, moments))
+            details = [json.loads(text) if text else {} for text in texts]
+        except (ValueError, csv.Error):
+            return None
+        expected = list(map(str, range(self.seq + 1, self.seq + 1 + len(lines))))
+        if list(seqs) != expected or list(ends) != digests or not set(kinds) <= KINDS - {"store"}:
+            return None
+        if set(map(type, details)) != {dict}:
+            return None
+        cells = zip(kinds, times, product_keys, device_names, device_ids, stations, details)
+        return zip(map(Event._make, cells), digests)
 
     def _decode(self, line: bytes) -> Event:
         body, _, digest = line[:-1].rpartition(b",")
@@ -1353,12 +1445,11 @@ class ImportFile:
                 right = file.readline() == IMPORT_HEADER
                 for data in iter(lambda: file.read(READ_BYTES) + file.readline(), b""):
                     digest.update(data)
-                    lines = data.decode("ascii").split("\n")
-                    right = right and not lines.pop()
-                    starts = itertools.accumulate(map(len, lines), initial=offset)  # line ends not counted
-                    self.offsets.extend(map(operator.add, starts, range(len(lines))))
+                    text = data.decode("ascii")
+                    self.add_offsets(text.splitlines(), offset)
                     offset += len(data)
-                    _stage_rows(staged, lines)
+                    keys, names, _, _, _, device_ids, _ = decode_columns(text, len(IMPORT_COLUMNS))
+                    staged.add(keys, names, device_ids)
                     progress(f"reading {os.path.basename(self.path)}", len(self.offsets), rows)
         except OSError as error:
             raise StoreError(
@@ -1368,6 +1459,11 @@ class ImportFile:
             right = False
         if not right or digest.hexdigest() != sha256 or len(self.offsets) != rows:
             raise StoreError(f"{self.path} is not as it was imported. Nothing was changed. Put the good copy back.")
+
+    def add_offsets(self, lines: Sequence[Sized], offset: int) -> None:
+        """Note where rows start, the first at `offset`; `lines` are without their line ends."""
+        starts = itertools.accumulate(map(len, lines), initial=offset)  # line ends not counted
+        self.offsets.extend(map(operator.add, starts, range(len(lines))))
 
     def certificate(self, number: int) -> Certificate:
         """Read one row. Raises OSError, ValueError, TypeError or csv.Error where the file was changed."""
@@ -1384,26 +1480,14 @@ class ImportFile:
             self.file = None
 
 
-def _stage_rows(staged: Staged, lines: Sequence[str]) -> None:
-    """Prepare the rows of an import file, in runs of one product."""
-    keys, names, _, _, _, device_ids, _ = zip(*decode_lines(lines))
-    if keys.count(keys[0]) == len(keys):
-        staged.add(keys[0], names, device_ids)
-        return
-    start = 0
-    for key, run in itertools.groupby(keys):
-        end = start + sum(1 for _ in run)
-        staged.add(key, names[start:end], device_ids[start:end])
-        start = end
-
-
-def encode_rows(credentials: Sequence[Credential], checksums: Sequence[int]) -> List[bytes]:
+def encode_rows(columns: Columns, checksums: Sequence[int]) -> str:
     """Return the lines of an import file for these certificates."""
-    lines = [",".join(credential) for credential in credentials]
-    text = "\n" + "\n".join(lines)
-    if any(special in text for special in _SPECIAL) or text.count(",") != (len(COLUMNS) - 1) * len(lines):
-        lines = [",".join(map(encode_cell, credential)) for credential in credentials]
-    return [b"%b,%08X\n" % (line.encode(), checksum) for line, checksum in zip(lines, checksums)]
+    cells = [*columns, list(map("%08X".__mod__, checksums))]
+    text = "\n".join(["", *map(",".join, zip(*cells)), ""])
+    guarded = [sign for sign in "=+-@'" if sign in text and ("," + sign in text or "\n" + sign in text)]
+    if guarded or '"' in text or text.count(",") != len(COLUMNS) * len(checksums):
+        text = "\n".join(["", *(",".join(map(encode_cell, row)) for row in zip(*cells)), ""])
+    return text[1:]
 
 
 class ImportWriter:
@@ -1423,12 +1507,11 @@ class ImportWriter:
             self.discard()
             raise
 
-    def write(self, credentials: Sequence[Credential], checksums: Sequence[int]) -> None:
+    def write(self, columns: Columns, checksums: Sequence[int]) -> None:
         """Append rows. Raises OSError; the file is then only good to be discarded."""
-        lines = encode_rows(credentials, checksums)
-        self.imported.offsets.extend(itertools.accumulate(map(len, lines[:-1]), initial=self._offset))
-        self._offset += sum(map(len, lines))
-        data = b"".join(lines)
+        data = encode_rows(columns, checksums).encode("ascii")
+        self.imported.add_offsets(data.splitlines(), self._offset)
+        self._offset += len(data)
         self._digest.update(data)
         _write_all(self._descriptor, data)
 
@@ -2134,12 +2217,11 @@ class _Import:
         self.hashes = array("q")
         self.detail: Dict[str, Any] = {}
 
-    def add(self, credentials: Sequence[Credential]) -> None:
+    def add(self, columns: Columns) -> None:
         """Take certificates that are neither in the store nor in the files before."""
-        for key, run in itertools.groupby(credentials, operator.attrgetter("product_key")):
-            rows = list(run)
-            self.staged.add(key, [row.device_name for row in rows], [row.device_id for row in rows])
-        self.hashes.extend(map(hash, credentials))
+        keys, names, _, _, _, device_ids = columns
+        self.staged.add(keys, names, device_ids)
+        self.hashes.extend(map(hash, zip(*columns)))
 
     def event(self) -> Event:
         """The event that makes the file part of the store."""
@@ -2342,13 +2424,11 @@ class Service:
         new = _Import(Staged(first, batch), None if options.dry_run else self.store.new_import(upload.name, first))
         imports.append(new)
         before = report.read, report.rejected
-        rows = file.rows()
-        for chunk in iter(lambda: list(itertools.islice(rows, IMPORT_SLICE)), []):
-            report.read += len(chunk)
-            good = self._sift(upload.name, chunk, imports, report)
-            report.imported += len(good)
+        for block in file.blocks():
+            good = self._sift(upload.name, block, imports, report)
             if good and new.writer:
-                new.writer.write(good, crc32_many([row.payload() for row in good]))
+                payloads = map("".join, zip(*good[:5]))  # as in Credential.payload
+                new.writer.write(good, crc32_many(list(map(str.encode, payloads))))
             yield
         read, rejected = report.read - before[0], report.rejected - before[1]
         if not read:
@@ -2358,15 +2438,18 @@ class Service:
             new.detail = {"batch": batch, "who": options.who, "read": read, "source": "" if rejected else source}
 
     def _sift(
-        self, name: str, chunk: Sequence[Row], imports: Sequence[_Import], report: ImportReport
-    ) -> Sequence[Credential]:
-        """Add the new certificates of a chunk to the last of `imports` and return them; report the others."""
-        new, rows = imports[-1], [row for _, row in chunk if isinstance(row, Credential)]
-        if len(rows) == len(chunk) and self._all_new(rows, imports):
-            new.add(rows)
-            return rows
-        good = []
-        for line, row in chunk:
+        self, name: str, block: Union[PlainRows, List[Row]], imports: Sequence[_Import], report: ImportReport
+    ) -> Columns:
+        """Add the new certificates of a block to the last of `imports` and return them; report all of its rows."""
+        new, good = imports[-1], []
+        if isinstance(block, PlainRows):
+            if self._all_new(block.columns, imports):
+                report.read += len(block.columns[0])
+                report.imported += len(block.columns[0])
+                new.add(block.columns)
+                return block.columns
+            block = block.rows()
+        for line, row in block:
             reason = row if isinstance(row, str) else self._conflict(row, imports)
             if reason == DUPLICATE:
                 report.duplicates += 1
@@ -2374,18 +2457,21 @@ class Service:
                 report.rejected += 1
                 report.reject(name, line, reason)
             elif isinstance(row, Credential):
-                new.add([row])
+                new.add([[cell] for cell in row])
                 good.append(row)
-        return good
+        report.read += len(block)
+        report.imported += len(good)
+        return list(zip(*good))
 
-    def _all_new(self, rows: Sequence[Credential], imports: Sequence[_Import]) -> bool:
+    def _all_new(self, columns: Columns, imports: Sequence[_Import]) -> bool:
         """Say at once, for what most files are made of, that no row of one product has a `_conflict`."""
-        keys, names = {row.product_key for row in rows}, {row.device_name for row in rows}
-        if len(keys) != 1 or len(names) != len(rows) or any(row.device_id for row in rows):
+        keys, names, _, _, _, device_ids = columns
+        if keys.count(keys[0]) != len(keys) or any(device_ids):
             return False
+        unique = set(names)
         states: List[Mapping[str, Product]] = [self.state.products, *(other.staged.products for other in imports)]
-        products = [products[key] for products in states for key in keys if key in products]
-        return all(product.names.keys().isdisjoint(names) for product in products)
+        products = [products[keys[0]] for products in states if keys[0] in products]
+        return len(unique) == len(names) and all(product.names.keys().isdisjoint(unique) for product in products)
 
     def _conflict(self, row: Credential, imports: Sequence[_Import]) -> Optional[str]:
         """Return None for a new certificate, DUPLICATE for one that is here already, else the reason against it."""
@@ -5336,7 +5422,7 @@ def _read_upload(path: str) -> Upload:
 def _run_job(job: Generator[None, None, ImportReport], uploads: Sequence[Upload]) -> ImportReport:
     """Run an import to its end here. Of a long one a terminal sees how far it is."""
     progress = _ProgressLine()
-    slices = sum(len(upload.data) for upload in uploads) // (60 * IMPORT_SLICE) + 1  # a guess: 60 bytes a row
+    slices = sum(len(upload.data) for upload in uploads) // IMPORT_SLICE + 1
     try:
         done = 0
         while True:

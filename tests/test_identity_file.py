@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import certtool
 from certtool import COLUMNS, BadFile, Credential, IdentityFile, check_field
 from tests.support import SAMPLE
 
@@ -320,15 +321,17 @@ TEXTS = st.lists(PIECES, max_size=30).map("".join)
 @example(b'DeviceName;DeviceSecret;"')
 def test_any_bytes_are_read_or_refused_and_the_short_way_agrees_with_the_long_one(data: bytes) -> None:
     results: List[Any] = []
-    for long_way in (False, True):
-        try:
-            file = IdentityFile(data, {"ProductKey": "a1Key"})
-            if long_way:
-                file._fast = lambda text: None
-            results.append(list(file.rows()))
-        except BadFile as refused:
-            results.append((refused.line, str(refused)))
-    assert results[0] == results[1]
+    for long_way, characters in ((True, 1 << 16), (False, 1 << 16), (False, 20), (False, 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(certtool, "IMPORT_SLICE", characters)
+            try:
+                file = IdentityFile(data, {"ProductKey": "a1Key"})
+                if long_way:
+                    file._plain = lambda text: None
+                results.append(list(file.rows()))
+            except BadFile as refused:
+                results.append((refused.line, str(refused)))
+    assert results == [results[0]] * len(results)
 
 
 @given(TEXTS)

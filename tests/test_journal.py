@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import io
 import os
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import pytest
 from hypothesis import example, given
@@ -40,6 +41,8 @@ from tests.stores import STATION, files, import_files, open_store, read_store, s
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=20)
 CELL = TEXT | st.sampled_from(["=1+1", "'", "''=", '"', "-", "a,b", "\r\n", " ", "@x\n", '=cmd|"/c"!A1'])
 
+IN_A_LINE = CELL.filter(lambda text: "\n" not in text)
+
 
 # -- the codec ---------------------------------------------------------------------------------------------------------
 
@@ -55,16 +58,25 @@ def test_any_cells_are_read_back_and_no_spreadsheet_takes_one_for_a_formula(cell
 
 KIND = st.sampled_from(sorted(KINDS - {"store"}))
 MOMENT = st.integers(1, 4_000_000_000_000)
-DETAIL = st.dictionaries(TEXT, TEXT | st.integers() | st.booleans() | st.none() | st.lists(TEXT), max_size=3)
-IN_A_LINE = CELL.filter(lambda text: "\n" not in text)
+DETAIL: st.SearchStrategy[Dict[str, Any]] = st.just({}) | st.dictionaries(
+    TEXT, TEXT | st.integers() | st.booleans() | st.none() | st.lists(TEXT), max_size=3
+)
 EVENTS = st.builds(Event, KIND, MOMENT, IN_A_LINE, IN_A_LINE, IN_A_LINE, IN_A_LINE, DETAIL)
 START = Event("store", 1_800_000_000_000, detail={"version": 1})
 
 
-@pytest.mark.parametrize("odd", [[], ["a,b"], ['a"b'], ["=a"], ["'a"], ["a,b", "=a"]])
-def test_many_lines_are_read_as_each_of_them_is(odd: List[str]) -> None:
-    lines = [",".join(map(encode_cell, ["plain", cell, ""])) for cell in ["x", *odd]]
-    assert certtool.decode_lines(lines) == list(map(decode_cells, lines)) == [["plain", c, ""] for c in ["x", *odd]]
+@given(st.lists(st.tuples(IN_A_LINE, IN_A_LINE), min_size=1))
+@example([("a", ""), ("b", "c")])
+def test_many_lines_are_read_as_each_of_them_is(rows: List[Tuple[str, str]]) -> None:
+    text = "".join(f"{encode_cell(one)},{encode_cell(other)}\n" for one, other in rows)
+    one, other = certtool.decode_columns(text, 2)
+    assert list(zip(one, other)) == rows
+
+
+@pytest.mark.parametrize("text", ["", "a,b", "a\n", "a,b,c\n", 'a,"b"\n"a"\n', '"a,b\n', '"a""b,c\n'])
+def test_lines_that_have_other_cells_are_no_columns(text: str) -> None:
+    with pytest.raises((ValueError, csv.Error)):
+        certtool.decode_columns(text, 2)
 
 
 @pytest.mark.parametrize("first", "=+-@'\t\r\n")
@@ -76,6 +88,39 @@ def journal(*events: Event) -> List[bytes]:
     """The lines of a journal with these events."""
     writer = JournalWriter()
     return [JOURNAL_HEADER, *map(writer.encode, events)]
+
+
+def told(reader: JournalReader, lines: Sequence[bytes]) -> List[Any]:
+    """All that a reader says of a journal, up to its end or its damage."""
+    found: List[Any] = []
+    try:
+        for event in reader.events(lines):
+            found.append((event, reader.seq, reader.digest, reader.offset))
+    except StoreError as damage:
+        found.append(str(damage))
+    return [*found, reader.seq, reader.digest, reader.offset, reader.torn]
+
+
+LINES_OF_OTHERS = st.sampled_from(
+    [b"", b"2,", b"2,2026-11-24T08:00:00.000+08:00,void,,,,,[],", b'"', b"2,2026-11-24T08:00:00.000+08:00,store,,,,,,"]
+)
+
+
+@given(st.lists(EVENTS, max_size=6), st.integers(1, 7), st.integers(0, 900), LINES_OF_OTHERS)
+def test_lines_that_are_read_together_are_read_as_each_of_them_is(
+    events: List[Event], slice_: int, place: int, other: bytes
+) -> None:
+    good = journal(START, *events)
+    whole = b"".join(good)
+    flipped = bytearray(whole)
+    flipped[place % len(whole)] ^= 1
+    sealed = other + certtool.chain_digest(good[1][-17:-1].decode(), other[:-1]).encode() + b"\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certtool, "JOURNAL_SLICE", slice_)
+        for data in (whole, whole[: place % len(whole)], bytes(flipped), b"".join([*good[:2], sealed, *good[2:]])):
+            lines, one_by_one = io.BytesIO(data).readlines(), JournalReader()
+            patch.setattr(one_by_one, "_decode_many", lambda lines: None)
+            assert told(JournalReader(), lines) == told(one_by_one, lines)
 
 
 @given(st.lists(EVENTS, max_size=5))
