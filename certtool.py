@@ -818,19 +818,18 @@ class State:
                 self._device[number] = device_id
 
     def _adopt_stocks(self, staged: Staged) -> None:
-        places = array("I", [0]) * len(staged.names)
+        places: List[int] = []
         for key, product in staged.products.items():
             same = (place for place, stock in enumerate(self.stocks) if stock[:2] == (key, staged.batch))
             place = next(same, len(self.stocks))
+            places.append(place)
             if place == len(self.stocks):
                 self.stocks.append(Stock(key, staged.batch, [0] * len(STATUS_NAMES)))
             self.stocks[place].counts[UNALLOCATED] += product.total
-            if product.total == len(places):
-                places = array("I", [place]) * len(places)
-            else:
-                for number in product.names.values():
-                    places[number - staged.first] = place
-        self._stock_of.extend(places)
+        self._stock_of.extend(itertools.repeat(places[0] if places else 0, len(staged.names)))
+        for place, product in list(zip(places, staged.products.values()))[1:]:
+            for number in product.names.values():
+                self._stock_of[number] = place
 
     def _grow(self, number: int) -> None:
         """Make the columns long enough for `number`, and for some that will follow."""
@@ -1308,6 +1307,7 @@ IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
 MARK_LENGTH = 12 + 1 + DIGEST_LENGTH + 1 + DIGEST_LENGTH + 1  # bytes of a line: seq, digest, and a digest over both
 OPEN_IMPORTS = 16  # import files kept open for reading
 READ_BYTES = 1 << 17  # of an import file in one step
+READ_AHEAD = 50  # certificates read together where they are given out in order
 LOOK_BACK_BYTES = 1 << 18  # of the journal in one step
 PROGRESS_EVENTS = 20_000  # events between two reports of progress
 TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
@@ -1421,10 +1421,9 @@ class Lock:
         return StoreBusy(f"The store {os.path.dirname(path)} is in use by {who}", holder)
 
 
-def _certificate_of(line: bytes) -> Certificate:
-    cells = decode_cells(line[:-1].decode("ascii"))
-    checksum = cells.pop()
-    return Certificate(Credential(*cells), checksum)
+def _certificates_of(data: bytes) -> Iterator[Certificate]:
+    *columns, checksums = decode_columns(data.decode("ascii"), len(IMPORT_COLUMNS))
+    return map(Certificate, map(Credential._make, zip(*columns)), checksums)
 
 
 class ImportFile:
@@ -1435,6 +1434,8 @@ class ImportFile:
         self.first = first
         self.offsets = array("Q")
         self.file: Optional[BinaryIO] = None
+        self._ahead: Dict[int, Certificate] = {}
+        self._in_order = -1  # the number that follows the last one that was read
 
     def load(self, staged: Staged, sha256: str, rows: int, progress: Progress) -> None:
         """Read all rows into `staged`. Raises StoreError unless the file is, byte for byte, what was imported."""
@@ -1442,6 +1443,8 @@ class ImportFile:
         offset = len(IMPORT_HEADER)
         try:
             with open(self.path, "rb") as file:
+                if os.fstat(file.fileno()).st_size < 1 << 32:
+                    self.offsets = array("I")
                 right = file.readline() == IMPORT_HEADER
                 for data in iter(lambda: file.read(READ_BYTES) + file.readline(), b""):
                     digest.update(data)
@@ -1466,15 +1469,25 @@ class ImportFile:
         self.offsets.extend(map(operator.add, starts, range(len(lines))))
 
     def certificate(self, number: int) -> Certificate:
-        """Read one row. Raises OSError, ValueError, TypeError or csv.Error where the file was changed."""
-        if self.file is None:
-            self.file = open(self.path, "rb")  # noqa: SIM115 - kept open, closed by the store
-        file = self.file
-        file.seek(self.offsets[number - self.first])
-        return _certificate_of(file.readline())
+        """Return one of them. Raises OSError, ValueError, TypeError or csv.Error where the file was changed.
+
+        The pool is given out in order: whoever asks for the next one gets it from those that were read together.
+        """
+        found = self._ahead.get(number)
+        if found is None:
+            if self.file is None:
+                self.file = open(self.path, "rb")  # noqa: SIM115 - kept open, closed by the store
+            self.file.seek(self.offsets[number - self.first])
+            rows = READ_AHEAD if number == self._in_order else 1
+            data = b"".join(itertools.islice(self.file, rows))
+            self._ahead = dict(enumerate(_certificates_of(data), number))
+            self._in_order = number + len(self._ahead)
+            found = self._ahead[number]
+        return found
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
+        self._ahead = {}
         if self.file:
             self.file.close()
             self.file = None
@@ -2043,8 +2056,8 @@ class Store:
             try:
                 with open(imported.path, "rb") as file:
                     file.readline()
-                    for lines in iter(lambda: file.readlines(READ_BYTES), []):
-                        yield list(map(_certificate_of, lines))
+                    for data in iter(lambda: file.read(READ_BYTES) + file.readline(), b""):
+                        yield list(_certificates_of(data))
             except (OSError, ValueError, TypeError, csv.Error):
                 raise StoreUnavailable(f"{imported.path} cannot be read: put it back.") from None
 
