@@ -71,7 +71,7 @@ def more(state: State, n: int, bound: str = "", product: str = PK, batch: str = 
     staged = Staged(len(state.names), batch)
     for number in range(staged.first, staged.first + n):
         device_id = bound if number == staged.first + n - 1 else ""
-        staged.add(product, [f"name{number:04d}"], [device_id])
+        staged.add([product], [f"name{number:04d}"], [device_id])
     state.prepared.append(staged)
     state.apply(Event("import", 1, detail={}))
 
@@ -268,7 +268,7 @@ def test_certificates_are_selected_by_product_batch_and_status(step: int, monkey
     monkeypatch.setattr(certtool, "SELECT_SLICE", step)
     state = new_state(2)
     staged = Staged(2, "mixed")
-    staged.add(PK, ["name0002"], [])
+    staged.add([PK], ["name0002"], [""])
     staged.add(OTHER, ["name0003", "name0004"], [])
     state.prepared.append(staged)
     state.apply(Event("import", 1, detail={}))
