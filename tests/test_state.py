@@ -269,7 +269,7 @@ def test_certificates_are_selected_by_product_batch_and_status(step: int, monkey
     state = new_state(2)
     staged = Staged(2, "mixed")
     staged.add([PK], ["name0002"], [""])
-    staged.add(OTHER, ["name0003", "name0004"], [])
+    staged.add([OTHER] * 2, ["name0003", "name0004"], ["", ""])
     state.prepared.append(staged)
     state.apply(Event("import", 1, detail={}))
     more(state, 1)
@@ -381,7 +381,7 @@ def test_a_name_may_occur_once_in_each_product() -> None:
     state = new_state(1)
     for key in (OTHER, "a1Third"):
         staged = Staged(len(state.names), "again")
-        staged.add(key, ["name0000"], [])
+        staged.add([key], ["name0000"], [""])
         state.prepared.append(staged)
         state.apply(Event("import", 1, detail={}))
     found = [(product.key, number) for product, number in state.find("name0000")]
