@@ -37,6 +37,12 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return identities.write(tmp_path_factory.mktemp("big") / "big.csv", 100_000, "a1BigPk0000")
 
 
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An identity file whose import takes long enough that something can come in between: 600,000 certificates."""
+    return identities.write(tmp_path_factory.mktemp("huge") / "huge.csv", 600_000, "a1HugePk000")
+
+
 def listed(certtool: RunCerttool, store: Path, *filters: object) -> List[Dict[str, str]]:
     done = certtool("query", *filters, "--format", "json", "--data", store)
     rows: List[Dict[str, str]] = json.loads(done.stdout)
@@ -340,11 +346,11 @@ class Manager:
 
 @pytest.mark.parametrize("sent", ["half of it", "all of it"])
 def test_an_import_whose_client_is_killed_changes_nothing(
-    sent: str, server: StartServer, store: Path, big: Path, certtool: RunCerttool
+    sent: str, server: StartServer, store: Path, huge: Path, certtool: RunCerttool
 ) -> None:
     running = server("--import", SAMPLE)
     before = (store / "journal.csv").read_bytes()
-    request = Manager(store, running).importing(big)
+    request = Manager(store, running).importing(huge)
     with socket.create_connection(("127.0.0.1", running.port), 60) as client:
         client.sendall(request if sent == "all of it" else request[: len(request) // 2])
         if sent == "all of it":
@@ -359,24 +365,24 @@ def test_an_import_whose_client_is_killed_changes_nothing(
 
 
 def test_a_second_import_while_one_is_under_way_is_refused(
-    server: StartServer, store: Path, big: Path, certtool: RunCerttool
+    server: StartServer, store: Path, huge: Path, certtool: RunCerttool
 ) -> None:
     running = server()
     with socket.create_connection(("127.0.0.1", running.port), 60) as client:
-        client.sendall(Manager(store, running).importing(big))
+        client.sendall(Manager(store, running).importing(huge))
         until(lambda: list((store / "imports").iterdir()), "the import begins")
         refused = certtool("import", SAMPLE, "--data", store, ok=1)
         assert "Another import is under way: wait until it is done, and try again." in refused.stderr
         [(status, reply)] = replies(client.recv(65536))
-    assert (status, reply["Report"]["imported"]) == (200, 100_000)
+    assert (status, reply["Report"]["imported"]) == (200, 600_000)
     certtool("import", SAMPLE, "--data", store)
 
 
 def test_an_import_that_the_server_does_not_live_to_finish_is_refused_and_changes_nothing(
-    server: StartServer, store: Path, big: Path, certtool: RunCerttool
+    server: StartServer, store: Path, huge: Path, certtool: RunCerttool
 ) -> None:
     running = server("--import", SAMPLE)
-    command = [sys.executable, str(CERTTOOL), "import", str(big), "--data", str(store)]
+    command = [sys.executable, str(CERTTOOL), "import", str(huge), "--data", str(store)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=child_env(), encoding="utf-8") as importing:
         until(lambda: len(list((store / "imports").iterdir())) == 2, "the import begins")
         assert running.stop() == 0
@@ -737,12 +743,12 @@ def test_a_server_without_any_screen_serves(store: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_long_import_shows_its_progress_on_a_terminal_and_wipes_it(store: Path, big: Path) -> None:
+def test_a_long_import_shows_its_progress_on_a_terminal_and_wipes_it(store: Path, huge: Path) -> None:
     if sys.platform != "win32":
         import pty  # noqa: PLC0415 - not everywhere
 
         terminal, its_end = pty.openpty()
-        command = [sys.executable, str(CERTTOOL), "import", str(big), "--data", str(store)]
+        command = [sys.executable, str(CERTTOOL), "import", str(huge), "--data", str(store)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its_end, env=child_env()) as importing:
             os.close(its_end)
             seen, more = b"", b"-"
