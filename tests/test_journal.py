@@ -123,6 +123,21 @@ def test_lines_that_are_read_together_are_read_as_each_of_them_is(
             assert told(JournalReader(), lines) == told(one_by_one, lines)
 
 
+def test_lines_as_devices_make_them_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: List[bytes] = []
+    decode = JournalReader._decode
+
+    def slowly(reader: JournalReader, line: bytes) -> Event:
+        alone.append(line)
+        return decode(reader, line)
+
+    monkeypatch.setattr(JournalReader, "_decode", slowly)
+    events = [Event("written", 1_800_000_000_000 + n, "a1Key", f"lamp-{n}", f"MAC-{n}", STATION) for n in range(1200)]
+    lines = journal(START, *events)
+    assert list(JournalReader().events(lines)) == [START, *events]
+    assert alone == [lines[1]]
+
+
 @given(st.lists(EVENTS, max_size=5))
 def test_any_events_are_read_back_line_by_line(events: List[Event]) -> None:
     lines = journal(START, *events)
@@ -155,16 +170,26 @@ def test_what_is_no_utf8_is_written_as_a_question_mark_and_never_stops_the_line(
 
 if sys.platform != "win32":  # where a process cannot choose its time zone
 
-    @pytest.mark.parametrize("zone", ["UTC", "CST-8", "NST3:30", "CET-1CEST,M3.5.0,M10.5.0/3"])
+    @pytest.mark.parametrize(
+        ("zone", "shown"),
+        [
+            ("UTC", "2027-01-15T08:00:00.005+00:00"),
+            ("CST-8", "2027-01-15T16:00:00.005+08:00"),
+            ("NST3:30", "2027-01-15T04:30:00.005-03:30"),
+            ("CET-1CEST,M3.5.0,M10.5.0/3", "2027-01-15T09:00:00.005+01:00"),
+        ],
+    )
     def test_a_time_is_read_back_in_every_time_zone_and_when_clocks_change(
-        zone: str, monkeypatch: pytest.MonkeyPatch
+        zone: str, shown: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clocks_change = 1_792_890_000_000  # on 2026-10-25 at 01:00 UTC
-        for cache in (certtool._second_as_text, certtool._second_from_text):
+        caches = (certtool._second_as_text, certtool._second_from_text, format_time)
+        for cache in caches:
             cache.cache_clear()
         try:
             monkeypatch.setenv("TZ", zone)
             time.tzset()
+            assert format_time(1_800_000_000_005) == shown
             moments = [1, 999, 1000, 1_800_000_000_123, *range(clocks_change - 7_200_000, clocks_change, 599_999)]
             moments += [moment + 7_200_000 for moment in moments]
             texts = [format_time(moment) for moment in moments]
@@ -173,7 +198,8 @@ if sys.platform != "win32":  # where a process cannot choose its time zone
         finally:
             monkeypatch.undo()
             time.tzset()
-            certtool._second_as_text.cache_clear()
+            for cache in caches:
+                cache.cache_clear()
 
 
 def test_what_never_happened_has_no_time() -> None:
