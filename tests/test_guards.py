@@ -19,7 +19,7 @@ from certtool import HighWaterMark, Refused, Service, State, Store, StoreError
 from tests import identities
 from tests.identities import PRODUCT, rows
 from tests.inside import Inside
-from tests.stores import RAISE, SHORT, STATION, Disk, files, import_files, upload
+from tests.stores import RAISE, SHORT, STATION, Disk, at_call, files, import_files, upload
 from tests.support import SAMPLE, RunCerttool, StartServer
 from tests.wire import ask
 
@@ -217,7 +217,27 @@ def test_a_profile_that_is_missing_or_broken_never_stops_the_line(
         work(service, "B")
         warned = [note for note in service.store.notes if "cannot remember how far the store has come" in note]
         assert len(warned) == 1
-        assert "an old copy put back would not be noticed" in warned[0]
+        assert f"{marks or 'no profile'}), so an old copy put back would not be noticed" in warned[0]
+
+
+def test_an_old_copy_whose_acceptance_cannot_be_recorded_stays_refused(
+    store: Path, profile: Path, marked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Path(shutil.copytree(store, tmp_path / "old"))
+    with line(store, marks=str(profile)) as service:
+        work(service, "C")
+    shutil.rmtree(store)
+    old.rename(store)
+    before, mark = files(store), marked.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "os", Disk(at_call(1, RAISE, "write"), errno.ENOSPC))  # behind the lock's
+        with pytest.raises(StoreError, match="could not be written"), line(
+            store, marks=str(profile), accept={"who": "me", "reason": "disk died"}
+        ):
+            pass
+    assert (files(store), marked.read_bytes()) == (before, mark)
+    with pytest.raises(StoreError, match="is not the latest copy"), line(store, marks=str(profile)):
+        pass
 
 
 def test_where_there_is_no_profile_the_mark_is_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

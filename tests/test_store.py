@@ -13,14 +13,17 @@ import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import certtool
 from certtool import (
     BURN_SUCCEEDED,
     OPEN_IMPORTS,
+    READ_AHEAD,
     Event,
     Service,
     State,
@@ -537,6 +540,56 @@ def test_an_import_file_can_be_read_by_a_person(line: Opened, store: Path) -> No
     assert header == "ProductKey,DeviceName,DeviceSecret,ProductSecret,ProductID,DeviceID,CRC32"
     certificate = line.store.certificate(0)
     assert first == ",".join([*certificate.credential, certificate.crc32])
+
+
+CELLS = st.text("ab=+-@',\"", max_size=3)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS, CELLS, CELLS, CELLS), min_size=1, max_size=3))
+@example([("key", "name", "=secret", "", "", "")])
+@example([("key", "name", "a,b", "", "", "")])
+@example([("=key", "name", "secret", "", "", "")])
+def test_no_cell_of_an_import_file_is_a_formula_to_a_spreadsheet_and_all_are_read_back(
+    credentials: List[Tuple[str, ...]],
+) -> None:
+    text = certtool.encode_rows(list(zip(*credentials)), [0xABC] * len(credentials))
+    lines = [",".join(map(certtool.encode_cell, (*credential, "00000ABC"))) for credential in credentials]
+    assert text.splitlines() == lines
+    columns = certtool.decode_columns(text, 7)
+    assert list(zip(*columns)) == [(*credential, "00000ABC") for credential in credentials]
+
+
+def test_certificates_in_order_are_read_together_and_one_alone_by_itself(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: List[int] = []
+    decode = certtool.decode_columns
+
+    def counting(text: str, width: int) -> Sequence[Sequence[str]]:
+        read.append(text.count("\n"))
+        return decode(text, width)
+
+    with opened_store(store) as opened:
+        certificates = list(rows(120))
+        import_files(opened.service, upload(certificates))
+        monkeypatch.setattr(certtool, "decode_columns", counting)
+        for number in [*range(120), 7, 90, 8]:
+            assert opened.store.certificate(number).credential == certificates[number]
+    assert read == [1, READ_AHEAD, READ_AHEAD, 120 - 1 - 2 * READ_AHEAD, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("size", "wide"), [((1 << 32) - 1, "I"), (1 << 32, "Q")])
+@pytest.mark.usefixtures("line")
+def test_only_a_file_of_4_gib_needs_wide_offsets(
+    size: int, wide: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Large(Disk):
+        def fstat(self, descriptor: int) -> Any:
+            there = os.fstat(descriptor)
+            return os.stat_result([*there[:6], size, *there[7:]])
+
+    monkeypatch.setattr(certtool, "os", Large(lambda call: ""))
+    assert read_store(store).store._imports[0].offsets.typecode == wide
 
 
 def test_loading_reports_its_progress_to_the_end(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
