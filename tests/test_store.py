@@ -11,9 +11,10 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import pytest
 from hypothesis import example, given
@@ -503,6 +504,24 @@ def test_an_import_file_that_is_gone_gives_nothing_out_and_comes_back_when_it_is
             allocate(opened.service, "A")
         aside.rename(path)
         assert allocate(opened.service, "A")
+
+
+@pytest.mark.parametrize(
+    "data", [None, b"header\na,b\n", b"header\na,b,c,d,e,f,g,h\n", b"header\n\xff\n", b'header\n"\n']
+)
+def test_an_audit_says_which_import_file_it_cannot_read(data: Optional[bytes], line: Opened, store: Path) -> None:
+    path = certificate_file(store)
+    assert sum(map(len, line.store.all_certificates())) == 5
+    path.unlink()
+    if data:
+        path.write_bytes(data)
+    with pytest.raises(StoreUnavailable, match=r"000001-identities\.csv cannot be read: put it back"):
+        list(line.store.all_certificates())
+
+
+def test_a_record_has_the_time_of_this_pc() -> None:
+    before = int(time.time() * 1000)
+    assert before <= certtool._now() <= int(time.time() * 1000)
 
 
 def test_files_that_are_no_imports_are_left_alone_and_orphans_are_told(line: Opened, store: Path) -> None:
