@@ -123,7 +123,7 @@ IDLE_SECONDS = 120.0  # a kept-alive connection with nothing to say
 REPLY_SECONDS = 10.0  # for the peer to take a reply
 DRAIN_SECONDS = 1.0  # to read on after a refusal, so that closing does not destroy the reply on its way
 THREAD_SECONDS = 1.0  # in which a new thread begins its work
-SLICE_SECONDS = 0.005  # of an import between two turns
+SLICE_SECONDS = 0.005  # of a job that somebody waits for, between two turns
 TICK_SECONDS = 0.25  # longest wait in a turn: deadlines, Ctrl-C
 STOP_SECONDS = 2.0  # for the last replies to be taken once serving ends
 
@@ -3472,10 +3472,10 @@ class CertServer(http.server.HTTPServer):
             raise Forbidden("Management is only for programs on this PC.")
 
     def start_job(self, name: str, steps: Generator[None, None, None], handler: Optional[CertRequestHandler]) -> None:
-        """Do `steps` between the next turns; they answer `handler`, where there is one."""
+        """Do `steps` between the next turns, from this one on; they answer `handler`, where there is one."""
         if handler:
             handler.waiting = True
-        self.jobs.append(Job(name, steps, handler))
+        self.jobs.appendleft(Job(name, steps, handler))
 
     def manage(self, handler: CertRequestHandler, operation: str) -> None:
         """Release or void a certificate, or start an import whose report is the reply."""
@@ -3543,7 +3543,8 @@ class CertServer(http.server.HTTPServer):
         error: Optional[CertToolError] = None
         end = time.monotonic() + SLICE_SECONDS
         try:
-            while time.monotonic() < end:
+            next(job.steps)
+            while handler and time.monotonic() < end:  # what nobody waits for takes one step
                 next(job.steps)
             return
         except StopIteration:
@@ -4393,6 +4394,7 @@ RATE_MINUTES = 15  # that the present rate is measured over
 MAX_SUMS = 500  # (product, station) pairs counted one by one in an hour
 RECOVERED_BYTES = 32 * 1024 * 1024  # of the journal, at most, that tell of the time before a start
 COUNTED = {"allocated": 0, "Written": 1, "Failed": 2}  # results, and their place in a sum; refusals are the fourth
+RECOVERY_SLICE = 50  # events recovered in one step
 RECOVERED = {"allocate": "request", "rerequest": "request", "written": "burned", "failed": "failed"}  # kind, action
 
 CLOSED = "This page is locked: open it with the link that certtool.py serve printed when it started."
@@ -4451,12 +4453,17 @@ class Activity:
     def recover(self, store: Store, now: int) -> Generator[None, None, None]:
         """Take over what the journal tells of the time before the server started."""
         before = Activity()
-        for event in store.look_back([f",{kind},".encode() for kind in RECOVERED], RECOVERED_BYTES):
+        latest: List[RequestEvent] = []
+        events = store.look_back([f",{kind},".encode() for kind in RECOVERED], RECOVERED_BYTES)
+        for count, event in enumerate(events):
             if event and event.kind in RECOVERED and now - SHIFT_HOURS * HOUR < event.time <= now:
                 result = RESULTS[event.kind]
                 request = (event.time, event.station, RECOVERED[event.kind], event.device_id, event.device_name, result)
-                before.add([RequestEvent(*request, event.product_key)])
-            yield
+                latest.append(RequestEvent(*request, event.product_key))
+            if event is None or count % RECOVERY_SLICE == 0:
+                before.add(latest)
+                latest.clear()
+                yield
         for ours, theirs in ((self.hours, before.hours), (self.minutes, before.minutes)):
             for period, counts in theirs.items():
                 for key, values in counts.items():

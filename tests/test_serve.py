@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, Sequence, Tuple
 
 import pytest
 
@@ -408,6 +408,26 @@ def test_a_defect_in_an_import_is_told_and_the_line_goes_on(
     assert re.match("Please report: ZeroDivisionError in crash", server.notices[-1])
     assert server.journal.read_bytes() == before
     assert server.say(ask("MAC-1"))[0] == 200
+
+
+def test_a_new_job_begins_at_once_and_one_that_nobody_waits_for_takes_one_step_a_turn(
+    inside: Callable[..., Inside],
+) -> None:
+    server = inside().server
+    steps: List[str] = []
+
+    def endless(name: str) -> Generator[None, None, None]:
+        while True:
+            steps.append(name)
+            yield
+
+    server.start_job("old", endless("old"), None)
+    server.turn(0)
+    server.turn(0)
+    server.start_job("new", endless("new"), None)
+    for _ in range(3):
+        server.turn(0)
+    assert steps == ["old", "old", "new", "old", "new"]
 
 
 def test_a_port_for_administrators_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
