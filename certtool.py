@@ -502,6 +502,22 @@ class Event(NamedTuple):
     detail: Mapping[str, Any] = {}
 
 
+class Events(NamedTuple):
+    """Consecutive events as columns, each one a field of Event."""
+
+    kinds: Sequence[str]
+    times: Sequence[int]
+    product_keys: Sequence[str]
+    device_names: Sequence[str]
+    device_ids: Sequence[str]
+    stations: Sequence[str]
+    details: Sequence[Mapping[str, Any]]
+
+    def rows(self) -> Iterator[Event]:
+        """The same, event by event."""
+        return map(Event._make, zip(*self))
+
+
 class Record(NamedTuple):
     """What the state knows of one certificate: times in milliseconds since 1970 UTC, 0 where it did not happen."""
 
@@ -720,6 +736,57 @@ class State:
         gone = self._set(product, number, old, effect(old, event))
         return Undo(product, number, old, cursor, gone)
 
+    def apply_together(self, events: Events) -> int:
+        """`apply` events in their order, at a fraction of the time; return how many, from the first on, were applied.
+
+        First allocations and reports of success, as nearly all events are, change here what `apply` changes. It takes
+        only events of one product, up to one that names a certificate that no import holds.
+        """
+        keys = events.product_keys
+        product = self.products.get(keys[0])
+        if product is None or keys.count(keys[0]) != len(keys) or not EFFECTS.keys() >= set(events.kinds):
+            return 0
+        names, status, device, station_of, same = self.names, self._status, self._device, self._station, self._stations
+        pool, place, devices = product.pool, product.cursor, product.devices
+        allocated: List[int] = []
+        written: List[int] = []
+        done = 0
+        with contextlib.suppress(KeyError):  # `apply` will raise it
+            for kind, moment, _, name, device_id, station, _ in zip(*events):
+                if kind == "allocate" and place < len(pool) and names[pool[place]] == name:  # the next in order
+                    number = pool[place]
+                    place += 1
+                else:
+                    number = product.names[name]
+                if number >= len(device):
+                    self._grow(number)
+                now = status[number]
+                if (
+                    now == UNALLOCATED
+                    and kind == "allocate"
+                    and device_id
+                    and not device[number]
+                    and devices.setdefault(device_id, number) == number
+                ):
+                    status[number] = ALLOCATED
+                    device[number] = device_id
+                    station_of[number] = same.setdefault(station, station)
+                    self._allocated_at[number] = moment
+                    allocated.append(number)
+                elif now == ALLOCATED and kind == "written" and device[number]:
+                    status[number] = WRITTEN
+                    self._written_at[number] = moment
+                    written.append(number)
+                else:
+                    self._pass_over(product)
+                    self.apply(Event(kind, moment, product.key, name, device_id, station))
+                done += 1
+        self._pass_over(product)
+        for moved, old, new in ((allocated, UNALLOCATED, ALLOCATED), (written, ALLOCATED, WRITTEN)):
+            for stock, many in Counter(map(self._stock_of.__getitem__, moved)).items():
+                self._count(product, stock, old, new, many)
+        return done
+
     def restore(self, undo: Undo) -> None:
         """Take back the latest event: the certificate, its device, and its place among the free ones are as before."""
         product, number, record, cursor, gone = undo
@@ -763,11 +830,7 @@ class State:
         if status == old_status:
             return ()
         self._status[number] = status
-        counts, of_stock = product.counts, self.stocks[self._stock_of[number]].counts
-        counts[old_status] -= 1
-        counts[status] += 1
-        of_stock[old_status] -= 1
-        of_stock[status] += 1
+        self._count(product, self._stock_of[number], old_status, status, 1)
         if status == UNALLOCATED:
             if device_id:
                 product.bound += 1
@@ -778,6 +841,12 @@ class State:
         if old_device:
             product.bound -= 1
         return self._pass_over(product)
+
+    def _count(self, product: Product, place: int, old: int, new: int, many: int) -> None:
+        """Note that `many` certificates of a product and of the stock at `place` changed their status."""
+        for counts in (product.counts, self.stocks[place].counts):
+            counts[old] -= many
+            counts[new] += many
 
     def _pass_over(self, product: Product) -> Sequence[int]:
         """Let cursor and `returned` stand at free certificates again; return the numbers that left `returned`."""
@@ -1158,11 +1227,11 @@ def _second_from_text(date: str, offset: str) -> int:
     return int(datetime.fromisoformat(date + offset).timestamp()) * 1000
 
 
-def parse_time(text: str) -> int:
+def parse_times(texts: Sequence[str]) -> List[int]:
     """Return the milliseconds since 1970 UTC of what `format_time` wrote. Raises ValueError."""
-    if len(text) < 25 or text[19] != ".":
+    if min(map(len, texts)) < 25 or {text[19] for text in texts} != {"."}:
         raise ValueError("not a time of the journal")
-    return _second_from_text(text[:19], text[23:]) + int(text[20:23])
+    return [_second_from_text(text[:19], text[23:]) + int(text[20:23]) for text in texts]
 
 
 def chain_digest(previous: str, body: bytes) -> str:
@@ -1194,7 +1263,7 @@ def decode_event(body: bytes) -> Tuple[str, Event]:
     """Return number and event of a line; `body` ends before the last comma. Raises ValueError or csv.Error."""
     seq, moment, kind, product_key, device_name, device_id, station, detail = decode_cells(body.decode())
     details = json.loads(detail) if detail else {}
-    return seq, Event(kind, parse_time(moment), product_key, device_name, device_id, station, details)
+    return seq, Event(kind, parse_times([moment])[0], product_key, device_name, device_id, station, details)
 
 
 class JournalReader:
@@ -1210,12 +1279,22 @@ class JournalReader:
         self.digest = ""
         self.torn = b""
 
-    def events(self, lines: Iterable[bytes]) -> Iterator[Event]:
-        """Yield the event of each whole line; `lines` are the file's, each with its LF."""
+    def events(self, lines: Iterable[bytes], together: Callable[[Events], int] = lambda events: 0) -> Iterator[Event]:
+        """Yield the event of each whole line; `lines` are the file's, each with its LF.
+
+        `together` is offered those of many lines at once, before `seq` and the others move; as many as it says, from
+        the first on, are not yielded.
+        """
         lines = iter(lines)
         for block in iter(lambda: list(itertools.islice(lines, JOURNAL_SLICE if self.seq else 1)), []):
-            many = self._decode_many(block) if self.seq else None
-            for line, decoded in zip(block, many or [None] * len(block)):
+            many, digests = (self._decode_many(block) if self.seq else None) or (None, [])
+            done = together(many) if many else 0
+            if done:
+                self.offset += sum(map(len, block[:done]))
+                self.seq += done
+                self.digest = digests[done - 1]
+            decoding = zip(many.rows(), digests) if many else itertools.repeat(None)
+            for line, decoded in itertools.islice(zip(block, decoding), done, None):
                 if decoded:
                     event, self.digest = decoded
                     self.seq += 1
@@ -1231,8 +1310,8 @@ class JournalReader:
                     raise self._damage("is not the header of a journal")
                 self.offset += len(line)
 
-    def _decode_many(self, lines: Sequence[bytes]) -> Optional[Iterator[Tuple[Event, str]]]:
-        """Return event and digest of each line; None where one is not in order, which `_decode` finds out."""
+    def _decode_many(self, lines: Sequence[bytes]) -> Optional[Tuple[Events, List[str]]]:
+        """Return events and digests of the lines; None where one is not in order, which `_decode` finds out."""
         end = -DIGEST_LENGTH - 2  # of a line's body
         told = [line[end + 1 : -1] for line in lines]
         links = map(operator.add, [self.digest.encode(), *told], (line[:end] for line in lines))
@@ -1242,8 +1321,8 @@ class JournalReader:
         try:
             columns = decode_columns(b"".join(lines).decode(), JOURNAL_HEADER.count(b",") + 1)
             seqs, moments, kinds, product_keys, device_names, device_ids, stations, texts, ends = columns
-            times = list(map(parse_time, moments))
-            details = [json.loads(text) if text else {} for text in texts]
+            times = parse_times(moments)
+            details = [json.loads(text) if text else {} for text in texts] if any(texts) else [{}] * len(lines)
         except (ValueError, csv.Error):
             return None
         expected = list(map(str, range(self.seq + 1, self.seq + 1 + len(lines))))
@@ -1251,8 +1330,7 @@ class JournalReader:
             return None
         if set(map(type, details)) != {dict}:
             return None
-        cells = zip(kinds, times, product_keys, device_names, device_ids, stations, details)
-        return zip(map(Event._make, cells), digests)
+        return Events(kinds, times, product_keys, device_names, device_ids, stations, details), digests
 
     def _decode(self, line: bytes) -> Event:
         body, _, digest = line[:-1].rpartition(b",")
@@ -1309,7 +1387,6 @@ OPEN_IMPORTS = 16  # import files kept open for reading
 READ_BYTES = 1 << 17  # of an import file in one step
 READ_AHEAD = 50  # certificates read together where they are given out in order
 LOOK_BACK_BYTES = 1 << 18  # of the journal in one step
-PROGRESS_EVENTS = 20_000  # events between two reports of progress
 TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
 TORN_SECONDS = 0.05  # between two such looks
 
@@ -1802,8 +1879,14 @@ class Store:
             return reader
         with open(self._journal_path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
+
+            def together(events: Events) -> int:
+                progress("reading the journal", reader.offset, size)
+                marked = self._mark and reader.seq < self._mark.seq <= reader.seq + len(events.kinds)
+                return 0 if marked else state.apply_together(events)
+
             for look in range(TORN_READS):
-                for event in reader.events(file):
+                for event in reader.events(file, together):
                     if event.kind == "import":
                         self._load_import(event, state, progress)
                     elif event.kind == "store":
@@ -1817,8 +1900,6 @@ class Store:
                             f"journal.csv line {reader.seq + 1} names a certificate that no import holds. Nothing was "
                             "changed. Put back the last good copy of the whole store."
                         ) from None
-                    if reader.seq % PROGRESS_EVENTS == 0:
-                        progress("reading the journal", reader.offset, size)
                 if self.writer or not reader.torn or look == TORN_READS - 1:
                     break
                 time.sleep(TORN_SECONDS)

@@ -27,6 +27,7 @@ from certtool import (
     RELEASE,
     Credential,
     Event,
+    Events,
     JournalReader,
     JournalWriter,
     StoreError,
@@ -34,7 +35,7 @@ from certtool import (
     decode_cells,
     encode_cell,
     format_time,
-    parse_time,
+    parse_times,
 )
 from tests.stores import STATION, files, import_files, open_store, read_store, snapshot, upload
 
@@ -138,6 +139,28 @@ def test_lines_as_devices_make_them_are_read_together(monkeypatch: pytest.Monkey
     assert alone == [lines[1]]
 
 
+@given(st.lists(EVENTS, max_size=9), st.lists(st.integers(0, 3), min_size=9, max_size=9))
+def test_what_is_taken_together_is_not_read_again(events: List[Event], shares: List[int]) -> None:
+    lines = journal(START, *events)
+    told_alone = told(JournalReader(), lines)
+    reader, taken = JournalReader(), []
+    places: List[int] = []
+
+    def take(many: Events) -> int:
+        share = shares[len(places)]
+        places.append(reader.seq)
+        taken.extend(list(many.rows())[:share])
+        return min(share, len(many.kinds))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certtool, "JOURNAL_SLICE", 3)
+        for event in reader.events(lines, take):
+            taken.append(event)
+            assert (event, reader.seq, reader.digest, reader.offset) == told_alone[len(taken) - 1]
+    assert taken == [START, *events]
+    assert [reader.seq, reader.digest, reader.offset, reader.torn] == told_alone[-4:]
+
+
 @given(st.lists(EVENTS, max_size=5))
 def test_any_events_are_read_back_line_by_line(events: List[Event]) -> None:
     lines = journal(START, *events)
@@ -193,7 +216,7 @@ if sys.platform != "win32":  # where a process cannot choose its time zone
             moments = [1, 999, 1000, 1_800_000_000_123, *range(clocks_change - 7_200_000, clocks_change, 599_999)]
             moments += [moment + 7_200_000 for moment in moments]
             texts = [format_time(moment) for moment in moments]
-            assert [parse_time(text) for text in texts] == moments
+            assert parse_times(texts) == moments
             assert len(set(texts)) == len(set(moments))
         finally:
             monkeypatch.undo()
@@ -210,7 +233,7 @@ def test_what_never_happened_has_no_time() -> None:
 @example("2026-11-24T08:00:00+08:00")
 def test_any_other_text_is_no_time(text: str) -> None:
     with contextlib.suppress(ValueError):
-        assert isinstance(parse_time(text), int)
+        assert isinstance(parse_times([text])[0], int)
 
 
 # -- a small store that can be damaged ---------------------------------------------------------------------------------

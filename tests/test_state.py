@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -30,6 +30,7 @@ from certtool import (
     Command,
     Credential,
     Event,
+    Events,
     PoolExhausted,
     Record,
     Refused,
@@ -401,6 +402,65 @@ def test_an_event_of_a_certificate_that_no_import_holds_is_a_key_error() -> None
     for event in (Event("written", 1, PK, "nobody00"), Event("written", 1, OTHER, NAME)):
         with pytest.raises(KeyError):
             new_state().apply(event)
+
+
+def everything(state: State) -> List[Any]:
+    """All that is in a state, also what no answer depends on."""
+    products = [[getattr(product, name) for name in product.__slots__] for product in state.products.values()]
+    return [products, {name: value for name, value in vars(state).items() if name != "products"}]
+
+
+HAPPENED = st.builds(
+    Event,
+    st.sampled_from(["allocate", "allocate", "allocate", "written", "written", *certtool.EFFECTS]),
+    st.integers(1, 9),
+    st.sampled_from([PK, PK, PK, PK, OTHER]),
+    st.integers(0, 8).map("name{:04d}".format),
+    st.sampled_from(["", "A", "B", "C", "D", "E", "F"]),
+    st.sampled_from([STATION, "192.0.2.8"]),
+    st.just({}),
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(HAPPENED, max_size=12), st.lists(HAPPENED, max_size=12))
+def test_events_that_are_applied_together_change_what_each_of_them_changes(
+    before: List[Event], events: List[Event]
+) -> None:
+    one_by_one = new_state(5, bound="A")
+    more(one_by_one, 3, batch="another")
+    more(one_by_one, 2, product=OTHER)
+    for event in before:
+        with contextlib.suppress(KeyError):  # it names what is not there
+            one_by_one.apply(event)
+    together = copy.deepcopy(one_by_one)
+    ours = [event for event in events if event.product_key == PK]
+    columns = Events(*zip(*ours)) if ours else Events(*[()] * 7)
+    assert list(columns.rows()) == ours
+    applied = 0
+    with contextlib.suppress(KeyError):
+        for event in ours:
+            one_by_one.apply(event)
+            applied += 1
+    if ours:
+        assert together.apply_together(columns) == applied
+    assert everything(together) == everything(one_by_one)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [Event("written", 2, OTHER, NAME, "B"), Event("reveal", 2, PK, NAME), Event("written", 2, "a1Unknown", NAME)],
+    ids=["another product", "a kind that changes nothing", "an unknown product"],
+)
+def test_events_that_differ_in_kind_or_product_are_not_applied_together(odd: Event) -> None:
+    state = new_state()
+    more(state, 1, product=OTHER)
+    before = copy.deepcopy(state)
+    for events in ([Event("allocate", 1, PK, NAME, "A"), odd], [odd, Event("allocate", 1, PK, NAME, "A")], [odd]):
+        together = Events(*zip(*events))
+        if len(events) > 1 or odd.product_key != OTHER:
+            assert state.apply_together(together) == 0
+    assert everything(state) == everything(before)
 
 
 def test_what_was_done_in_a_turn_is_taken_back_exactly() -> None:
