@@ -552,12 +552,22 @@ class Product:
         self.key = key
         self.names: Dict[str, int] = {}
         self.devices: Dict[str, int] = {}
-        self.pool = array("I")  # numbers in the order of import, without those bound in advance
+        self.pool: Union[range, array[int]] = range(0)  # numbers in the order of import, without those bound in advance
         self.cursor = 0  # what stands before it in the pool is not free, except what `returned` has
         self.returned: Deque[int] = deque()  # released ones, given out last
         self.counts = [0] * len(STATUS_NAMES)
         self.bound = 0  # Unallocated ones that wait for the device they are bound to
         self.low = LOW_STOCK  # see `low_stock_limit`
+
+    def put(self, numbers: Union[range, array[int]]) -> None:
+        """Add certificates to the pool's end. A pool of consecutive ones is a range, which keeps no number for each."""
+        pool = self.pool
+        if isinstance(pool, range) and isinstance(numbers, range) and pool.stop in (0, numbers.start):
+            self.pool = range(pool.start if pool else numbers.start, numbers.stop)
+            return
+        if isinstance(pool, range):
+            self.pool = pool = array("I", pool)
+        pool.extend(numbers)
 
     @property
     def free(self) -> int:
@@ -608,14 +618,14 @@ class Staged:
         product.names.update(zip(names, numbers))
         product.counts[UNALLOCATED] += len(names)
         if not any(device_ids):
-            product.pool.extend(numbers)
+            product.put(numbers)
             return
         for number, device_id in zip(numbers, device_ids):
             if device_id:
                 product.devices[device_id] = number
                 product.bound += 1
             else:
-                product.pool.append(number)
+                product.put(range(number, number + 1))
 
 
 def low_stock_limit(total: int) -> int:
@@ -878,7 +888,7 @@ class State:
             else:
                 product.names.update(new.names)
                 product.devices.update(new.devices)
-                product.pool.extend(new.pool)
+                product.put(new.pool)
                 product.bound += new.bound
                 product.counts[UNALLOCATED] += new.counts[UNALLOCATED]
             self.products[key].low = low_stock_limit(self.products[key].total)

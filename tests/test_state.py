@@ -222,6 +222,17 @@ def test_certificates_are_given_out_in_the_order_of_import_and_released_ones_las
         do(state, REQUEST, device_id="G")
 
 
+def test_a_pool_takes_no_memory_for_each_of_many_certificates_in_a_row() -> None:
+    state = new_state(100)
+    more(state, 100)
+    assert state.products[PK].pool == range(200)
+    more(state, 1, product=OTHER)
+    more(state, 2, bound="A")
+    more(state, 1)
+    assert list(state.products[PK].pool) == [*range(200), 201, 203]
+    assert state.products[OTHER].pool == range(200, 201)
+
+
 def test_a_certificate_bound_in_advance_goes_to_its_device_alone() -> None:
     state = new_state(2, bound="BOUND")
     with pytest.raises(UnknownDevice):
