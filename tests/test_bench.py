@@ -18,7 +18,10 @@ from bench.rig import QUICK, THOROUGH, Curves, Goal, Load, Part, Table
 from tests import identities
 from tests.support import ROOT, RunCerttool, StartServer, child_env, need
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks need Linux")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmarks need Linux"),
+    pytest.mark.usefixtures("fast"),
+]
 
 PRINTED = """Running 1s test @ http://127.0.0.1:8000/
   1 threads and 200 connections

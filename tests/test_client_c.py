@@ -18,6 +18,8 @@ from tests import hostile
 from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, need
 from tests.vectorset import Answer, Play, Vector, content, load
 
+pytestmark = pytest.mark.usefixtures("fast")
+
 SDK = ROOT / "client" / "C-SDK"
 HERE = ROOT / "tests" / "c_sdk"
 README = SDK / "README.md"

@@ -18,6 +18,8 @@ from tests import hostile, identities
 from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, missing, need
 from tests.vectorset import Answer, Play, Vector, content, load
 
+pytestmark = pytest.mark.usefixtures("fast")
+
 FOLDER = ROOT / "client" / "NodeJS"
 SDK = FOLDER / "devReqCert.js"
 NODE_12 = "12.22.12"

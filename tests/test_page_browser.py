@@ -26,6 +26,8 @@ if sys.version_info >= (3, 14):
     pytest.skip("The pinned Playwright is for CPython up to 3.13", allow_module_level=True)
 import playwright.sync_api as playwright
 
+pytestmark = pytest.mark.usefixtures("fast")
+
 AXE = "axe-core@4.10.2"
 SIZES = {"pc": (1366, 768), "phone": (390, 844)}
 LANGUAGES = ("en-US", "zh-CN")

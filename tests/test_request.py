@@ -47,6 +47,7 @@ def patient(monkeypatch: pytest.MonkeyPatch, seconds: float, attempts: int) -> N
     monkeypatch.setattr(product, "STATION_PAUSE", 0.01)
 
 
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("script", load("states.json"), ids=names)
 def test_a_station_sees_every_row_of_the_state_table(
     script: Vector, store: Path, server: StartServer, certtool: RunCerttool

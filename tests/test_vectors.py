@@ -57,6 +57,7 @@ def test_a_request_is_not_echoed_into_its_refusal(server: StartServer) -> None:
             assert "a1SampleWf0" not in json.dumps(reply), vector["name"]
 
 
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("killed", [False, True], ids=["kept running", "killed before every report"])
 @pytest.mark.parametrize("script", load("states.json"), ids=names)
 def test_every_row_of_the_state_table(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Callable
 
@@ -29,8 +28,6 @@ def pool(tmp_path: Path) -> Path:
     return identities.write(tmp_path / "pool.csv", 400)
 
 
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Subprocesses start without measuring coverage: there are hundreds."""
-    for name in [name for name in os.environ if name.startswith("COV_CORE_")]:
-        monkeypatch.delenv(name)
+@pytest.fixture(autouse=True)
+def all_fast(fast: None) -> None:
+    """There are hundreds of servers here, and most are killed."""

@@ -23,7 +23,6 @@ NewTally = Callable[[str], Tally]
 VICTIM = str(Path(victim.__file__))
 
 
-@pytest.mark.usefixtures("fast")
 @pytest.mark.timeout(1800)
 def test_nothing_is_lost_when_the_server_is_killed_at_random_under_16_clients(
     tally: NewTally, tmp_path: Path, profile: Path, thorough: bool
@@ -70,7 +69,6 @@ def lived(point: str, nth: int, pool: Path, store: Path, oracle: Oracle) -> bool
     return bool(code)
 
 
-@pytest.mark.usefixtures("fast")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", [*victim.POINTS, "half write"])
 def test_nothing_is_lost_when_the_server_is_killed_at_every_named_point(
@@ -93,7 +91,6 @@ def test_nothing_is_lost_when_the_server_is_killed_at_every_named_point(
     assert line.injected > 0
 
 
-@pytest.mark.usefixtures("fast")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", ["before fsync", "after fsync", "half write", "before ftruncate", "after ftruncate"])
 def test_nothing_is_lost_when_recovery_itself_is_killed(

@@ -53,7 +53,6 @@ def lived(pool: Path, store: Path, env: Dict[str, str], oracle: Oracle) -> None:
     assert running.wait() in (0, 1)
 
 
-@pytest.mark.usefixtures("fast")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("forever", [False, True], ids=["once", "for ever"])
 @pytest.mark.parametrize("fault", FAULTS)
