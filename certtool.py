@@ -756,18 +756,14 @@ class State:
         product = self.products.get(keys[0])
         if product is None or keys.count(keys[0]) != len(keys) or not EFFECTS.keys() >= set(events.kinds):
             return 0
-        names, status, device, station_of, same = self.names, self._status, self._device, self._station, self._stations
-        pool, place, devices = product.pool, product.cursor, product.devices
+        status, device, station_of, same = self._status, self._device, self._station, self._stations
+        numbers, devices = product.names, product.devices
         allocated: List[int] = []
         written: List[int] = []
         done = 0
         with contextlib.suppress(KeyError):  # `apply` will raise it
             for kind, moment, _, name, device_id, station, _ in zip(*events):
-                if kind == "allocate" and place < len(pool) and names[pool[place]] == name:  # the next in order
-                    number = pool[place]
-                    place += 1
-                else:
-                    number = product.names[name]
+                number = numbers[name]
                 if number >= len(device):
                     self._grow(number)
                 now = status[number]
