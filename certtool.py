@@ -1276,10 +1276,12 @@ class JournalReader:
     """Decodes a journal line by line. After each event `offset`, `seq` and `digest` stand behind its line.
 
     `torn` is what follows the last line end: a write that was cut short. Iterating raises StoreError at any other
-    damage and names the line.
+    damage and names the line. With `about`, parts of lines, most of the other lines are passed over: they are only
+    checked to be what was written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, about: Sequence[bytes] = ()) -> None:
+        self.about = about
         self.offset = 0
         self.seq = 0
         self.digest = ""
@@ -1293,8 +1295,8 @@ class JournalReader:
         """
         lines = iter(lines)
         for block in iter(lambda: list(itertools.islice(lines, JOURNAL_SLICE if self.seq else 1)), []):
-            many, digests = (self._decode_many(block) if self.seq else None) or (None, [])
-            done = together(many) if many else 0
+            many, digests = self._decode_many(block) if self.seq else (None, [])
+            done = together(many) if many else len(digests)
             if done:
                 self.offset += sum(map(len, block[:done]))
                 self.seq += done
@@ -1316,26 +1318,32 @@ class JournalReader:
                     raise self._damage("is not the header of a journal")
                 self.offset += len(line)
 
-    def _decode_many(self, lines: Sequence[bytes]) -> Optional[Tuple[Events, List[str]]]:
-        """Return events and digests of the lines; None where one is not in order, which `_decode` finds out."""
+    def _decode_many(self, lines: Sequence[bytes]) -> Tuple[Optional[Events], List[str]]:
+        """Return events and digests of the lines; no digests where one is not in order, which `_decode` finds out.
+
+        No events, where nothing in these lines is what the reader is `about`.
+        """
         end = -DIGEST_LENGTH - 2  # of a line's body
         told = [line[end + 1 : -1] for line in lines]
         links = map(operator.add, [self.digest.encode(), *told], (line[:end] for line in lines))
         digests = [link.hexdigest()[:DIGEST_LENGTH] for link in map(hashlib.sha256, links)]
         if "".join(digests).encode() != b"".join(told) or lines[-1][-1:] != b"\n":
-            return None
+            return None, []
+        whole = b"".join(lines)
+        if self.about and not any(part in whole for part in self.about):
+            return None, digests
         try:
-            columns = decode_columns(b"".join(lines).decode(), JOURNAL_HEADER.count(b",") + 1)
+            columns = decode_columns(whole.decode(), JOURNAL_HEADER.count(b",") + 1)
             seqs, moments, kinds, product_keys, device_names, device_ids, stations, texts, ends = columns
             times = parse_times(moments)
             details = [json.loads(text) if text else {} for text in texts] if any(texts) else [{}] * len(lines)
         except (ValueError, csv.Error):
-            return None
+            return None, []
         expected = list(map(str, range(self.seq + 1, self.seq + 1 + len(lines))))
         if list(seqs) != expected or list(ends) != digests or not set(kinds) <= KINDS - {"store"}:
-            return None
+            return None, []
         if set(map(type, details)) != {dict}:
-            return None
+            return None, []
         return Events(kinds, times, product_keys, device_names, device_ids, stations, details), digests
 
     def _decode(self, line: bytes) -> Event:
@@ -1504,6 +1512,11 @@ class Lock:
         return StoreBusy(f"The store {os.path.dirname(path)} is in use by {who}", holder)
 
 
+def _parts(texts: Iterable[str]) -> List[bytes]:
+    """The parts of lines, of the journal or an import file, in which one of these texts is a cell."""
+    return [f",{encode_cell(text)},".encode("utf-8", "replace") for text in texts]
+
+
 def _certificates_of(data: bytes) -> Iterator[Certificate]:
     *columns, checksums = decode_columns(data.decode("ascii"), len(IMPORT_COLUMNS))
     return map(Certificate, map(Credential._make, zip(*columns)), checksums)
@@ -1520,10 +1533,14 @@ class ImportFile:
         self._ahead: Dict[int, Certificate] = {}
         self._in_order = -1  # the number that follows the last one that was read
 
-    def load(self, staged: Staged, sha256: str, rows: int, progress: Progress) -> None:
-        """Read all rows into `staged`. Raises StoreError unless the file is, byte for byte, what was imported."""
+    def load(self, staged: Staged, sha256: str, rows: int, progress: Progress, about: Sequence[bytes] = ()) -> None:
+        """Read all rows, or only those with one of the parts `about`, into `staged`.
+
+        Raises StoreError unless the file is, byte for byte, what was imported.
+        """
         digest = hashlib.sha256(IMPORT_HEADER)
         offset = len(IMPORT_HEADER)
+        count = 0
         try:
             with open(self.path, "rb") as file:
                 if os.fstat(file.fileno()).st_size < 1 << 32:
@@ -1531,20 +1548,31 @@ class ImportFile:
                 right = file.readline() == IMPORT_HEADER
                 for data in iter(lambda: file.read(READ_BYTES) + file.readline(), b""):
                     digest.update(data)
-                    text = data.decode("ascii")
-                    self.add_offsets(text.splitlines(), offset)
+                    count += data.count(b"\n")
+                    if not about:
+                        self._stage(staged, data, offset)
+                    elif any(part in data for part in about):
+                        place = offset
+                        for line in data.splitlines(keepends=True):
+                            if any(part in line for part in about):
+                                self._stage(staged, line, place)
+                            place += len(line)
                     offset += len(data)
-                    keys, names, _, _, _, device_ids, _ = decode_columns(text, len(IMPORT_COLUMNS))
-                    staged.add(keys, names, device_ids)
-                    progress(f"reading {os.path.basename(self.path)}", len(self.offsets), rows)
+                    progress(f"reading {os.path.basename(self.path)}", count, rows)
         except OSError as error:
             raise StoreError(
                 f"{self.path} cannot be read ({error.strerror}): put it back, it holds certificates."
             ) from None
         except (ValueError, TypeError, csv.Error):
             right = False
-        if not right or digest.hexdigest() != sha256 or len(self.offsets) != rows:
+        if not right or digest.hexdigest() != sha256 or count != rows:
             raise StoreError(f"{self.path} is not as it was imported. Nothing was changed. Put the good copy back.")
+
+    def _stage(self, staged: Staged, data: bytes, offset: int) -> None:
+        text = data.decode("ascii")
+        self.add_offsets(text.splitlines(), offset)
+        keys, names, _, _, _, device_ids, _ = decode_columns(text, len(IMPORT_COLUMNS))
+        staged.add(keys, names, device_ids)
 
     def add_offsets(self, lines: Sequence[Sized], offset: int) -> None:
         """Note where rows start, the first at `offset`; `lines` are without their line ends."""
@@ -1856,12 +1884,16 @@ class Store:
                 f"The store {folder} cannot be written ({error.strerror}): check its rights, or use another --data."
             ) from None
 
-    def load(self, state: State, progress: Optional[Progress] = None) -> None:
-        """Bring a new `state` to what the files say. Raises StoreError and changes nothing where they are damaged."""
+    def load(self, state: State, progress: Optional[Progress] = None, about: Sequence[str] = ()) -> None:
+        """Bring a new `state` to what the files say. Raises StoreError and changes nothing where they are damaged.
+
+        A reader may be `about` some DeviceNames or DeviceIDs: the state then knows only what concerns these, in far
+        less time.
+        """
         if not os.path.isdir(self.folder):
             raise StoreError(f"There is no store at {self.folder}: import a file first, or name the store with --data.")
         try:
-            reader = self._replay(state, progress or (lambda what, done, total: None))
+            reader = self._replay(state, progress or (lambda what, done, total: None), self._names_of(about))
             self._note_orphans()
             if reader.seq == 0 and self._last_import:
                 raise StoreError(
@@ -1879,8 +1911,17 @@ class Store:
         except OSError as error:
             raise StoreError(f"The store {self.folder} cannot be read: {error.strerror} ({error.filename}).") from None
 
-    def _replay(self, state: State, progress: Progress) -> JournalReader:
-        reader = JournalReader()
+    def _names_of(self, about: Sequence[str]) -> Set[str]:
+        """Add the DeviceNames that events had together with one of `about`."""
+        names = set(about)
+        if about and os.path.exists(self._journal_path):
+            self._offset = os.path.getsize(self._journal_path)
+            names.update(event.device_name for event in self.look_back(_parts(about)) if event)
+        return names
+
+    def _replay(self, state: State, progress: Progress, names: Set[str]) -> JournalReader:
+        about = _parts(names)
+        reader = JournalReader([b",import,", *about] if about else ())
         if not os.path.exists(self._journal_path):
             return reader
         with open(self._journal_path, "rb") as file:
@@ -1889,18 +1930,19 @@ class Store:
             def together(events: Events) -> int:
                 progress("reading the journal", reader.offset, size)
                 marked = self._mark and reader.seq < self._mark.seq <= reader.seq + len(events.kinds)
-                return 0 if marked else state.apply_together(events)
+                return 0 if marked or about else state.apply_together(events)
 
             for look in range(TORN_READS):
                 for event in reader.events(file, together):
                     if event.kind == "import":
-                        self._load_import(event, state, progress)
+                        self._load_import(event, state, progress, about)
                     elif event.kind == "store":
                         self._open_mark(str(event.detail.get("id")))
                     if self._mark and reader.seq == self._mark.seq:
                         self._digest_at_mark = reader.digest
                     try:
-                        state.apply(event)
+                        if not about or event.device_name in names or not event.device_name:
+                            state.apply(event)
                     except (KeyError, IndexError):
                         raise StoreError(
                             f"journal.csv line {reader.seq + 1} names a certificate that no import holds. Nothing was "
@@ -1979,7 +2021,7 @@ class Store:
     def _pass_on(self, sentence: str) -> None:
         self.warn(sentence)
 
-    def _load_import(self, event: Event, state: State, progress: Progress) -> None:
+    def _load_import(self, event: Event, state: State, progress: Progress, about: Sequence[bytes]) -> None:
         try:
             name, rows, sha256, batch = (event.detail[key] for key in ("file", "rows", "sha256", "batch"))
             path = os.path.join(self._imports_folder, name)
@@ -1987,7 +2029,7 @@ class Store:
             raise StoreError(f"journal.csv: the import at {format_time(event.time)} lacks its details.") from None
         imported = ImportFile(path, len(state.names))
         staged = Staged(imported.first, batch)
-        imported.load(staged, sha256, rows, progress)
+        imported.load(staged, sha256, rows, progress, about)
         state.prepared.append(staged)
         self.adopt(imported)
 
@@ -5324,14 +5366,17 @@ class _ProgressLine:
 
 
 def _open_store(
-    options: argparse.Namespace, writer: bool, accept: Optional[Mapping[str, Any]] = None
+    options: argparse.Namespace,
+    writer: bool,
+    accept: Optional[Mapping[str, Any]] = None,
+    about: Sequence[str] = (),
 ) -> Tuple[Store, State]:
-    """Open and load the store; say on stderr what was found there. Raises StoreError."""
+    """Open and load the store, or what is `about` some names; say on stderr what was found there. Raises StoreError."""
     marks, mirror = marks_folder() if writer else None, getattr(options, "mirror", None) or ""
     store = Store(store_folder(options.data), options.command, writer, marks, mirror, accept)
     state, progress = State(), _ProgressLine()
     try:
-        store.load(state, progress)
+        store.load(state, progress, about)
     except BaseException:
         store.close()
         raise
@@ -5700,7 +5745,8 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_query(options: argparse.Namespace) -> int:
     """Print certificates. It only reads, also beside a running server."""
-    store, state = _open_store(options, writer=False)
+    about = [text for text in (options.device_name, options.device_id) if text is not None]
+    store, state = _open_store(options, writer=False, about=about)
     columns = QUERY_COLUMNS + (SECRET_COLUMNS if options.show_secrets else ())
     limit = options.limit
     if limit is None and options.format == "table" and sys.stdout.isatty():

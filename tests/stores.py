@@ -8,7 +8,7 @@ import io
 import itertools
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from certtool import (
     UNALLOCATED,
@@ -46,11 +46,21 @@ def open_store(folder: Path, **options: Any) -> Opened:
     return Opened(store, state, Service(store, state, **options))
 
 
-def read_store(folder: Path) -> Opened:
-    """Load a store as `query` does, changing nothing."""
+def read_store(folder: Path, *about: str) -> Opened:
+    """Load a store as `query` does, changing nothing: all of it, or what is about DeviceNames and DeviceIDs."""
     store, state = Store(str(folder), writer=False), State()
-    store.load(state)
+    store.load(state, about=about)
     return Opened(store, state, Service(store, state))
+
+
+def rows_about(opened: Opened, text: str) -> List[Tuple[str, ...]]:
+    """All that a store tells of the certificates that have this DeviceName or DeviceID; its files are closed then."""
+    held = [product.devices[text] for product in opened.state.products.values() if text in product.devices]
+    named = [number for _, number in opened.state.find(text)]
+    try:
+        return sorted(opened.service.row(number) for number in {*held, *named})
+    finally:
+        opened.store.close()
 
 
 def upload(credentials: Sequence[Credential], name: str = "identities.csv") -> Upload:

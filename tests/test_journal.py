@@ -120,7 +120,7 @@ def test_lines_that_are_read_together_are_read_as_each_of_them_is(
         patch.setattr(certtool, "JOURNAL_SLICE", slice_)
         for data in (whole, whole[: place % len(whole)], bytes(flipped), b"".join([*good[:2], sealed, *good[2:]])):
             lines, one_by_one = io.BytesIO(data).readlines(), JournalReader()
-            patch.setattr(one_by_one, "_decode_many", lambda lines: None)
+            patch.setattr(one_by_one, "_decode_many", lambda lines: (None, []))
             assert told(JournalReader(), lines) == told(one_by_one, lines)
 
 
@@ -159,6 +159,26 @@ def test_what_is_taken_together_is_not_read_again(events: List[Event], shares: L
             assert (event, reader.seq, reader.digest, reader.offset) == told_alone[len(taken) - 1]
     assert taken == [START, *events]
     assert [reader.seq, reader.digest, reader.offset, reader.torn] == told_alone[-4:]
+
+
+@given(st.lists(EVENTS, max_size=9), IN_A_LINE, st.integers(0, 2000))
+def test_lines_that_are_passed_over_are_checked_all_the_same(events: List[Event], name: str, place: int) -> None:
+    wanted = [event._replace(device_name=name) for event in events[::4]]
+    lines = journal(START, *wanted, *events, *wanted)
+    whole = b"".join(lines)
+    flipped = bytearray(whole)
+    flipped[place % len(whole)] ^= 1
+    part = f",{encode_cell(name)},".encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certtool, "JOURNAL_SLICE", 3)
+        found = [event for event, *_ in told(JournalReader([part]), lines)[:-4]]
+        assert [event for event in found if event in wanted] == [e for e in [*wanted, *events, *wanted] if e in wanted]
+        for data in (whole, whole[: place % len(whole)], bytes(flipped)):
+            pieces = io.BytesIO(data).readlines()
+            ends = [told(JournalReader(about), pieces)[-5:] for about in ([], [part], [b"not there"])]
+            assert [[end for end in each if not isinstance(end, tuple)] for each in ends] == 3 * [
+                [end for end in ends[0] if not isinstance(end, tuple)]
+            ]
 
 
 @given(st.lists(EVENTS, max_size=5))

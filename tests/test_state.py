@@ -51,6 +51,7 @@ from tests.stores import (
     import_files,
     open_store,
     read_store,
+    rows_about,
     snapshot,
     undo,
     upload,
@@ -756,7 +757,10 @@ class Line(RuleBasedStateMachine):
     @invariant()
     def what_a_restart_would_find_is_what_was_committed(self) -> None:
         if not self.stopped:
-            assert known(read_store(self.folder).state) == self.turn[0].snapshot()
+            found = read_store(self.folder)
+            assert known(found.state) == self.turn[0].snapshot()
+            for text in ("name0000", "name0001", "A", "B"):
+                assert rows_about(read_store(self.folder, text), text) == rows_about(found, text)
 
 
 def known(state: State) -> Dict[str, Any]:
