@@ -1173,6 +1173,7 @@ JOURNAL_SLICE = 500  # lines decoded in one step
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
 
 _PLAIN = re.compile(r"[^=+\-@'\",\t\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
+_OTHER_KIND = re.compile(rf"\n\d+,[^,\n]*,(?!({'|'.join(KINDS)}),)".encode()).search  # behind a line end
 _PLAIN_CELLS = re.compile(4 * r"(?![=+\-@'\t])[^\",\r\n]*,").fullmatch  # four of them, and an empty one
 
 
@@ -1287,16 +1288,19 @@ class JournalReader:
         self.digest = ""
         self.torn = b""
 
-    def events(self, lines: Iterable[bytes], together: Callable[[Events], int] = lambda events: 0) -> Iterator[Event]:
+    def events(
+        self, lines: Iterable[bytes], together: Callable[[Optional[Events]], int] = lambda events: 0
+    ) -> Iterator[Event]:
         """Yield the event of each whole line; `lines` are the file's, each with its LF.
 
         `together` is offered those of many lines at once, before `seq` and the others move; as many as it says, from
-        the first on, are not yielded.
+        the first on, are not yielded. It is told None of many lines that are passed over.
         """
         lines = iter(lines)
         for block in iter(lambda: list(itertools.islice(lines, JOURNAL_SLICE if self.seq else 1)), []):
             many, digests = self._decode_many(block) if self.seq else (None, [])
-            done = together(many) if many else len(digests)
+            taken = together(many) if digests else 0
+            done = taken if many else len(digests)
             if done:
                 self.offset += sum(map(len, block[:done]))
                 self.seq += done
@@ -1330,7 +1334,7 @@ class JournalReader:
         if "".join(digests).encode() != b"".join(told) or lines[-1][-1:] != b"\n":
             return None, []
         whole = b"".join(lines)
-        if self.about and not any(part in whole for part in self.about):
+        if self.about and not any(part in whole for part in self.about) and not _OTHER_KIND(b"\n" + whole):
             return None, digests
         try:
             columns = decode_columns(whole.decode(), JOURNAL_HEADER.count(b",") + 1)
@@ -1532,12 +1536,14 @@ class ImportFile:
         self.file: Optional[BinaryIO] = None
         self._ahead: Dict[int, Certificate] = {}
         self._in_order = -1  # the number that follows the last one that was read
+        self._whole = True  # all rows are certificates of ours
 
     def load(self, staged: Staged, sha256: str, rows: int, progress: Progress, about: Sequence[bytes] = ()) -> None:
         """Read all rows, or only those with one of the parts `about`, into `staged`.
 
         Raises StoreError unless the file is, byte for byte, what was imported.
         """
+        self._whole = not about
         digest = hashlib.sha256(IMPORT_HEADER)
         offset = len(IMPORT_HEADER)
         count = 0
@@ -1589,7 +1595,7 @@ class ImportFile:
             if self.file is None:
                 self.file = open(self.path, "rb")  # noqa: SIM115 - kept open, closed by the store
             self.file.seek(self.offsets[number - self.first])
-            rows = READ_AHEAD if number == self._in_order else 1
+            rows = READ_AHEAD if self._whole and number == self._in_order else 1
             data = b"".join(itertools.islice(self.file, rows))
             self._ahead = dict(enumerate(_certificates_of(data), number))
             self._in_order = number + len(self._ahead)
@@ -1927,10 +1933,12 @@ class Store:
         with open(self._journal_path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
 
-            def together(events: Events) -> int:
+            def together(events: Optional[Events]) -> int:
                 progress("reading the journal", reader.offset, size)
+                if events is None or about:
+                    return 0
                 marked = self._mark and reader.seq < self._mark.seq <= reader.seq + len(events.kinds)
-                return 0 if marked or about else state.apply_together(events)
+                return 0 if marked else state.apply_together(events)
 
             for look in range(TORN_READS):
                 for event in reader.events(file, together):

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import pytest
 from hypothesis import example, given
@@ -146,7 +146,8 @@ def test_what_is_taken_together_is_not_read_again(events: List[Event], shares: L
     reader, taken = JournalReader(), []
     places: List[int] = []
 
-    def take(many: Events) -> int:
+    def take(many: Optional[Events]) -> int:
+        assert many
         share = shares[len(places)]
         places.append(reader.seq)
         taken.extend(list(many.rows())[:share])
@@ -179,6 +180,25 @@ def test_lines_that_are_passed_over_are_checked_all_the_same(events: List[Event]
             assert [[end for end in each if not isinstance(end, tuple)] for each in ends] == 3 * [
                 [end for end in ends[0] if not isinstance(end, tuple)]
             ]
+
+
+@pytest.mark.parametrize("place", [1, 3, 4, 5, 9])
+def test_a_kind_from_the_future_is_refused_also_in_a_line_that_could_be_passed_over(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "JOURNAL_SLICE", 4)
+    events = [Event("written", 1_800_000_000_000, "a1Key", f"lamp-{n}", "MAC", STATION) for n in range(10)]
+    told_of: List[Optional[Events]] = []
+
+    def together(many: Optional[Events]) -> int:
+        told_of.append(many)
+        return 0
+
+    assert list(JournalReader([b"none"]).events(journal(START, *events), together)) == [START]
+    assert told_of == [None, None, None]
+    events[place] = events[place]._replace(kind="borrow")
+    with pytest.raises(StoreError, match=f"line {place + 3} .'borrow'. was written by a newer certtool"):
+        list(JournalReader([b"none"]).events(journal(START, *events)))
 
 
 @given(st.lists(EVENTS, max_size=5))

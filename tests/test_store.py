@@ -25,6 +25,7 @@ from certtool import (
     BURN_SUCCEEDED,
     OPEN_IMPORTS,
     READ_AHEAD,
+    Credential,
     Event,
     Service,
     State,
@@ -46,6 +47,7 @@ from tests.stores import (
     import_files,
     open_store,
     read_store,
+    rows_about,
     snapshot,
     upload,
 )
@@ -627,6 +629,24 @@ def test_loading_reports_its_progress_to_the_end(store: Path, monkeypatch: pytes
     assert journal == sorted(journal)
     assert journal[-1] == (size, size)
     assert {total for _, total in journal} == {size}
+
+
+def test_a_name_of_many_products_in_one_file_is_found_in_each_with_its_own_secrets(store: Path) -> None:
+    credentials = [
+        Credential(f"a1Product{key}", f"lamp-{number:04d}", f"secret-{key}-{number}")
+        for key in range(5)
+        for number in range(70)
+    ]
+    with opened_store(store) as opened:
+        import_files(opened.service, upload(credentials))
+        opened.service.request("a1Product3", "A", STATION, 1)
+        opened.service.commit()
+    for text, products, number in (("lamp-0000", "01234", 0), ("lamp-0042", "01234", 42), ("A", "3", 0), ("B", "", 0)):
+        few = read_store(store, text)
+        assert len(few.state.names) in (0, 5)
+        found = rows_about(few, text)
+        assert [row[-1] for row in found] == [f"secret-{key}-{number}" for key in products]
+        assert found == rows_about(read_store(store), text)
 
 
 @pytest.fixture
