@@ -791,6 +791,7 @@ sys.exit(certtool.main())
 """
 
 
+@pytest.mark.usefixtures("fast")  # an interrupt may come while coverage holds its own lock, and then nothing ends
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a signal to one process")
 def test_an_import_that_is_interrupted_changes_nothing(store: Path, big: Path, certtool: RunCerttool) -> None:
     command = [sys.executable, "-c", SLOW_DISK, "import", str(big), "--data", str(store)]
