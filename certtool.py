@@ -26,7 +26,8 @@ The flow of one request. `CertServer` (11) is one thread that turns a loop. In a
 each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as
 a journal line (7) and applies it to the state. At the end of the turn the store (8) writes all lines with one write and
 one fsync: a group commit. Only then do the replies of the turn leave. State is never saved: it is the import files plus
-the journal, replayed through the same `apply`, so that the live and the recovered state cannot differ.
+the journal, replayed through the same `apply`, so that the live and the recovered state cannot differ. Many plain
+events at once go through `apply_together`; tests hold the two to the same result.
 """
 
 from __future__ import annotations
