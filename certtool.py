@@ -134,6 +134,7 @@ RECORD_LINES = 1000  # lines that a quoted field may span before its quote count
 SELECT_SLICE = 10_000  # certificates looked through in one step
 JSON_SLICE = 1000  # tokens of JSON written in one step
 IMPORT_SLICE = 1 << 16  # characters of an identity file whose rows are checked, checksummed and written in one step
+FILE_PIECE = 1 << 18  # bytes of an identity file that are digested, decoded or handed over in one step
 
 LOW_STOCK = 100  # certificates of a product left: warn
 LOW_STOCK_PERCENT = 5  # of all that were imported: warn
@@ -988,12 +989,13 @@ def check_field(column: str, value: str) -> str:
 class IdentityFile:
     """The rows of one identity file. `ignored` names the columns that are not used.
 
-    Construction reads the header line; it raises BadFile where the bytes are no such file. `options` fills ProductKey,
-    ProductSecret and ProductID where the file has no such column; its values have passed `check_field`.
+    Construction reads the header line; it raises BadFile where the bytes are no such file. `data` is a stream that can
+    be read twice; it is closed with this. `options` fills ProductKey, ProductSecret and ProductID where the file has no
+    such column; its values have passed `check_field`.
     """
 
-    def __init__(self, data: bytes, options: Mapping[str, str]) -> None:
-        self._text = io.TextIOWrapper(io.BytesIO(data), _sniff_encoding(data), newline="")
+    def __init__(self, data: BinaryIO, options: Mapping[str, str]) -> None:
+        self._text = io.TextIOWrapper(data, _sniff_encoding(data), newline="")
         self._read = 1  # the line that the next block begins with
         self._pending: Deque[Tuple[int, str]] = deque()  # lines of the present block, numbered
         start, header = next(((n, text) for n, text in iter(self._next_line, None) if text.strip()), (1, ""))
@@ -1117,18 +1119,40 @@ class IdentityFile:
         return Credential(*values)
 
 
-def _sniff_encoding(data: bytes) -> str:
-    if data[:4] == b"PK\x03\x04" or data[:4] == b"\xd0\xcf\x11\xe0":
+def in_pieces(data: BinaryIO) -> Iterator[bytes]:
+    """Yield all bytes of a stream, from where it stands."""
+    return iter(functools.partial(data.read, FILE_PIECE), b"")
+
+
+def _sniff_encoding(data: BinaryIO) -> str:
+    """Return the encoding of a stream, which stands at its start again."""
+    start = data.read(4)
+    data.seek(0)
+    if start in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
         raise BadFile("This is a spreadsheet, not a CSV file: save it as CSV and import that.")
-    lines, utf16 = 0, data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    lines, utf16 = 0, start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     for encoding in ["utf-16"] if utf16 else ["utf-8-sig", "gb18030"]:
-        try:
-            data.decode(encoding)
+        wrong = _undecodable_line(data, encoding)
+        data.seek(0)
+        if not wrong:
             return encoding
-        except UnicodeDecodeError as error:
-            before = data[: error.start].decode(encoding, "ignore")
-            lines = max(lines, len(re.findall("\r\n?|\n", before)))
-    raise BadFile("The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", lines + 1)
+        lines = max(lines, wrong)
+    raise BadFile("The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", lines)
+
+
+def _undecodable_line(data: BinaryIO, encoding: str) -> int:
+    """Return the line that cannot be decoded, 0 where all can."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for piece in in_pieces(data):
+            decoder.decode(piece)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        end = data.tell() - len(error.object) + error.start
+        data.seek(0)
+        before = data.read(end).decode(encoding, "ignore")
+        return len(re.findall("\r\n?|\n", before)) + 1
+    return 0
 
 
 def _sniff_separator(header: str) -> Tuple[str, List[str]]:
@@ -1533,7 +1557,7 @@ class ImportFile:
     def __init__(self, path: str, first: int) -> None:
         self.path = path
         self.first = first
-        self.offsets = array("Q")
+        self.offsets = array("I")
         self.file: Optional[BinaryIO] = None
         self._ahead: Dict[int, Certificate] = {}
         self._in_order = -1  # the number that follows the last one that was read
@@ -1550,8 +1574,6 @@ class ImportFile:
         count = 0
         try:
             with open(self.path, "rb") as file:
-                if os.fstat(file.fileno()).st_size < 1 << 32:
-                    self.offsets = array("I")
                 right = file.readline() == IMPORT_HEADER
                 for data in iter(lambda: file.read(READ_BYTES) + file.readline(), b""):
                     digest.update(data)
@@ -1584,7 +1606,9 @@ class ImportFile:
     def add_offsets(self, lines: Sequence[Sized], offset: int) -> None:
         """Note where rows start, the first at `offset`; `lines` are without their line ends."""
         starts = itertools.accumulate(map(len, lines), initial=offset)  # line ends not counted
-        self.offsets.extend(map(operator.add, starts, range(len(lines))))
+        if self.offsets.typecode == "I" and offset + sum(map(len, lines)) + len(lines) >= 1 << 32:
+            self.offsets = array("Q", self.offsets)
+        self.offsets.extend(array(self.offsets.typecode, map(operator.add, starts, range(len(lines)))))
 
     def certificate(self, number: int) -> Certificate:
         """Return one of them. Raises OSError, ValueError, TypeError or csv.Error where the file was changed.
@@ -2258,10 +2282,19 @@ HELD_BACK = "Something unexpected stopped the recording: keep the log, and start
 
 
 class Upload(NamedTuple):
-    """An identity file to import: its name without folder, and its bytes."""
+    """An identity file to import: its name without folder, what opens its bytes, and how many there are.
+
+    `open` gives a stream that starts anew each time. It and the stream say with a CertToolError what cannot be read.
+    """
 
     name: str
-    data: bytes
+    open: Callable[[], BinaryIO]
+    size: int
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> Upload:
+        """Bytes that are in memory."""
+        return cls(name, functools.partial(io.BytesIO, data), len(data))
 
 
 class ImportOptions(NamedTuple):
@@ -2315,9 +2348,10 @@ def _made_up_id(product: Product) -> str:
 def _digest_of_source(upload: Upload, options: ImportOptions) -> Generator[None, None, str]:
     """Name a file's bytes and the options that shape its rows, so that the same import is recognized at once."""
     digest = hashlib.sha256(json.dumps([options.product_key, options.product_secret, options.product_id]).encode())
-    for place in range(0, len(upload.data), 1 << 20):
-        digest.update(upload.data[place : place + (1 << 20)])
-        yield
+    with upload.open() as data:
+        for piece in in_pieces(data):
+            digest.update(piece)
+            yield
     return digest.hexdigest()
 
 
@@ -2357,22 +2391,28 @@ def _in_a_thread(action: Callable[[], None]) -> Generator[None, None, None]:
 
 
 DUPLICATE = "duplicate"
+ROW_HASH = 0xFFFF_FFFF  # the bits of a row's hash that an import keeps
+CHANGED = "{} was changed while it was read: close it elsewhere, and import it again."
 
 
 class _Import:
-    """One file on its way into the store. `hashes` tells an identical row from one with another secret."""
+    """One file on its way into the store. `hashes` tells an identical row from one with another secret.
+
+    It takes one for the other once in four billion times, and is half as large as one that would never do so.
+    """
 
     def __init__(self, staged: Staged, writer: Optional[ImportWriter]) -> None:
         self.staged = staged
         self.writer = writer
-        self.hashes = array("q")
+        self.hashes = array("I")
         self.detail: Dict[str, Any] = {}
 
     def add(self, columns: Columns) -> None:
         """Take certificates that are neither in the store nor in the files before."""
         keys, names, _, _, _, device_ids = columns
         self.staged.add(keys, names, device_ids)
-        self.hashes.extend(map(hash, zip(*columns)))
+        low_bits = map(operator.and_, map(hash, zip(*columns)), itertools.repeat(ROW_HASH))
+        self.hashes.extend(array("I", low_bits))
 
     def event(self) -> Event:
         """The event that makes the file part of the store."""
@@ -2536,6 +2576,8 @@ class Service:
                     report.duplicates += known
                 else:
                     yield from self._stage(upload, options, source, imports, report)
+                    if source != (yield from _digest_of_source(upload, options)):
+                        raise Refused(CHANGED.format(upload.name))
             report.ok = not report.errors or (options.skip_bad and len(report.errors) == report.rejected)
             if not report.ok:
                 report.imported = 0
@@ -2564,29 +2606,30 @@ class Service:
             "ProductSecret": options.product_secret,
             "ProductID": options.product_id,
         }
-        try:
-            file = IdentityFile(upload.data, given)
-        except BadFile as error:
-            report.reject(upload.name, error.line, str(error))
-            return
-        report.ignored.extend(name for name in file.ignored if name not in report.ignored)
-        first = len(self.state.names) + sum(len(new.staged.names) for new in imports)
-        batch = options.batch or os.path.splitext(upload.name)[0]
-        new = _Import(Staged(first, batch), None if options.dry_run else self.store.new_import(upload.name, first))
-        imports.append(new)
-        before = report.read, report.rejected
-        for block in file.blocks():
-            good = self._sift(upload.name, block, imports, report)
-            if good and new.writer:
-                payloads = map("".join, zip(*good[:5]))  # as in Credential.payload
-                new.writer.write(good, crc32_many(list(map(str.encode, payloads))))
-            yield
-        read, rejected = report.read - before[0], report.rejected - before[1]
-        if not read:
-            report.reject(upload.name, 1, "The file has no certificate in it, only a header line.")
-        if new.staged.names:
-            report.batches.append(batch)
-            new.detail = {"batch": batch, "who": options.who, "read": read, "source": "" if rejected else source}
+        with upload.open() as data:
+            try:
+                file = IdentityFile(data, given)
+            except BadFile as error:
+                report.reject(upload.name, error.line, str(error))
+                return
+            report.ignored.extend(name for name in file.ignored if name not in report.ignored)
+            first = len(self.state.names) + sum(len(new.staged.names) for new in imports)
+            batch = options.batch or os.path.splitext(upload.name)[0]
+            new = _Import(Staged(first, batch), None if options.dry_run else self.store.new_import(upload.name, first))
+            imports.append(new)
+            before = report.read, report.rejected
+            for block in file.blocks():
+                good = self._sift(upload.name, block, imports, report)
+                if good and new.writer:
+                    payloads = map("".join, zip(*good[:5]))  # as in Credential.payload
+                    new.writer.write(good, crc32_many(list(map(str.encode, payloads))))
+                yield
+            read, rejected = report.read - before[0], report.rejected - before[1]
+            if not read:
+                report.reject(upload.name, 1, "The file has no certificate in it, only a header line.")
+            if new.staged.names:
+                report.batches.append(batch)
+                new.detail = {"batch": batch, "who": options.who, "read": read, "source": "" if rejected else source}
 
     def _sift(
         self, name: str, block: Union[PlainRows, List[Row]], imports: Sequence[_Import], report: ImportReport
@@ -2642,7 +2685,7 @@ class Service:
             if staged:
                 number = staged.names.get(row.device_name)
                 if number is not None:
-                    if other.hashes[number - other.staged.first] != hash(row):
+                    if other.hashes[number - other.staged.first] != hash(row) & ROW_HASH:
                         return f"{row.device_name} stands in the file before, with another secret."
                     return DUPLICATE
                 if row.device_id and row.device_id in staged.devices:
@@ -3642,18 +3685,14 @@ class CertServer(http.server.HTTPServer):
         """The body is a line of JSON, {"options": {...}, "files": [[name, size], ...]}, and behind it the files."""
         if any(job.name == "import" for job in self.jobs):
             raise Refused("Another import is under way: wait until it is done, and try again.")
-        line, _, rest = handler.body.partition(b"\n")
-        handler.body = b""
-        uploads, place = [], 0
+        body, handler.body = io.BytesIO(handler.body), b""
         try:
-            fields = parse_object(line)
+            fields = parse_object(body.readline())
             options = ImportOptions(**fields["options"])
-            for name, size in fields["files"]:
-                uploads.append(Upload(str(name), rest[place : place + size]))
-                place += size
+            uploads = [Upload.of(str(name), body.read(size)) for name, size in fields["files"]]
         except (KeyError, TypeError, ValueError):
             raise BadRequest("The import request is malformed.") from None
-        if place != len(rest):
+        if [upload.size for upload in uploads] != [size for _, size in fields["files"]] or body.read(1):
             raise BadRequest("The import request does not hold the files that it names.")
         options = options._replace(who=options.who or self.site.who)
         self.start_job("import", self._import(handler, uploads, options), handler)
@@ -5562,9 +5601,8 @@ def _import(options: argparse.Namespace, uploads: Sequence[Upload], how: ImportO
             return _run_job(service.import_files(uploads, how), uploads)
         store, state = _open_store(options, writer=not how.dry_run)
     except StoreBusy as busy:
-        files = [[upload.name, len(upload.data)] for upload in uploads]
-        head = json.dumps({"options": how._asdict(), "files": files}).encode() + b"\n"
-        reply = _ask_server(busy, "import", b"".join([head, *(upload.data for upload in uploads)]))
+        files = [[upload.name, upload.size] for upload in uploads]
+        reply = _ask_server(busy, "import", {"options": how._asdict(), "files": files}, uploads)
         report = ImportReport(False)
         vars(report).update(reply["Report"])
         return report
@@ -5572,24 +5610,61 @@ def _import(options: argparse.Namespace, uploads: Sequence[Upload], how: ImportO
         return _run_job(Service(store, state).import_files(uploads, how), uploads)
 
 
+class _Source(io.FileIO):
+    """A file to import. Raises Refused where it cannot be opened or read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with self._telling():
+            super().__init__(path)
+
+    def readinto(self, buffer: Any) -> int:
+        with self._telling():
+            return super().readinto(buffer) or 0
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Refused(
+                f"{self._path} cannot be read ({error.strerror}): check the name, and close it elsewhere."
+            ) from None
+
+
 def _read_upload(path: str) -> Upload:
-    try:
-        with open(path, "rb") as file:
-            return Upload(_text(os.path.basename(path)), file.read())
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}): check the name, and close it elsewhere.") from None
+    name = _text(os.path.basename(path))
+    with io.BufferedReader(_Source(path)) as file:
+        if not file.seekable():  # a pipe
+            return Upload.of(name, b"".join(in_pieces(file)))
+        file.peek(1)  # tells now, before a store is made
+        return Upload(name, lambda: io.BufferedReader(_Source(path)), file.seek(0, os.SEEK_END))
+
+
+def _contents(upload: Upload) -> Iterator[bytes]:
+    """Yield the bytes of an upload. Raises Refused where there are not as many as there were."""
+    left = upload.size
+    with upload.open() as data:
+        for piece in in_pieces(data):
+            left -= len(piece)
+            if left < 0:
+                break
+            yield piece
+    if left:
+        raise Refused(CHANGED.format(upload.name))
 
 
 def _run_job(job: Generator[None, None, ImportReport], uploads: Sequence[Upload]) -> ImportReport:
     """Run an import to its end here. Of a long one a terminal sees how far it is."""
     progress = _ProgressLine()
-    slices = sum(len(upload.data) for upload in uploads) // IMPORT_SLICE + 1
+    size = sum(upload.size for upload in uploads)
+    steps = size // IMPORT_SLICE + 2 * (size // FILE_PIECE) + 1  # the rows, and the digest before and after
     try:
         done = 0
         while True:
             next(job)
             done += 1
-            progress("importing", min(done, slices), slices)
+            progress("importing", min(done, steps), steps)
     except StopIteration as end:
         report: ImportReport = end.value
         return report
@@ -5611,7 +5686,9 @@ def _print_report(report: ImportReport, stream: IO[str]) -> None:
         print(f"Columns not used: {', '.join(report.ignored)}.", file=stream)
 
 
-def _ask_server(busy: StoreBusy, operation: str, body: bytes) -> Dict[str, Any]:
+def _ask_server(
+    busy: StoreBusy, operation: str, fields: Mapping[str, Any], uploads: Sequence[Upload] = ()
+) -> Dict[str, Any]:
     """Hand a command to the server that holds the store; return its answer. Raises CertToolError where it refuses."""
     port, token = busy.holder.get("port"), busy.holder.get("token")
     if not port or not token:
@@ -5619,7 +5696,10 @@ def _ask_server(busy: StoreBusy, operation: str, body: bytes) -> Dict[str, Any]:
     host = str(busy.holder.get("host", "127.0.0.1"))
     connection = http.client.HTTPConnection(host, int(port), timeout=MANAGEMENT_SECONDS)
     try:
-        connection.request("POST", MANAGEMENT + operation, body, {"Authorization": f"Bearer {token}"})
+        head = json.dumps(fields).encode() + b"\n"
+        length = len(head) + sum(upload.size for upload in uploads)
+        headers = {"Authorization": f"Bearer {token}", "Content-Length": str(length)}
+        connection.request("POST", MANAGEMENT + operation, itertools.chain([head], *map(_contents, uploads)), headers)
         answer = parse_object(connection.getresponse().read())
     except (OSError, http.client.HTTPException, BadRequest):
         raise Refused("The running server ended before it answered: start it, and run this again.") from None
@@ -5638,7 +5718,7 @@ def run_operation(options: argparse.Namespace) -> int:
         store, state = _open_store(options, writer=True)
     except StoreBusy as busy:
         fields = {"device_name": name, "product_key": key, "reason": reason, "who": who, "force": force}
-        print(_ask_server(busy, options.command, json.dumps(fields).encode())["Message"])
+        print(_ask_server(busy, options.command, fields)["Message"])
         return 0
     with contextlib.closing(store):
         service = Service(store, state)

@@ -40,7 +40,7 @@ class Inside:
 
     def add(self, path: Path) -> ImportReport:
         """Import a file at once."""
-        job = self.server.service.import_files([Upload(path.name, path.read_bytes())], ImportOptions())
+        job = self.server.service.import_files([Upload.of(path.name, path.read_bytes())], ImportOptions())
         while True:
             try:
                 next(job)

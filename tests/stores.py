@@ -69,7 +69,7 @@ def upload(credentials: Sequence[Credential], name: str = "identities.csv") -> U
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     writer.writerows(credentials)
-    return Upload(name, text.getvalue().encode())
+    return Upload.of(name, text.getvalue().encode())
 
 
 def import_files(service: Service, *uploads: Upload, how: Optional[ImportOptions] = None) -> ImportReport:

@@ -18,6 +18,7 @@ from typing import Any, Dict, List, Sequence
 import pytest
 
 import certtool as program
+from certtool import Refused
 from tests import identities
 from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, child_env, no_traceback
 
@@ -162,6 +163,24 @@ def test_a_file_that_cannot_be_read_is_named(certtool: RunCerttool, store: Path,
         refused = sentence(certtool("import", path, "--data", store, ok=1).stderr)
         assert re.match(rf"{re.escape(str(path))} cannot be read \(.+\): check the name", refused)
     assert not store.exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="this system has no name for what is piped in")
+def test_an_identity_file_may_come_through_a_pipe(certtool: RunCerttool, store: Path) -> None:
+    piped = certtool("import", "/dev/stdin", "--data", store, stdin=SAMPLE.read_text("utf-8"))
+    assert piped.stdout.startswith("20 rows read: 20 imported")
+
+
+@pytest.mark.parametrize("size", [2, 4, 9])
+def test_what_is_handed_to_a_server_is_never_more_or_less_than_was_said(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "FILE_PIECE", 2)
+    sent: List[bytes] = []
+    with pytest.raises(Refused, match="was changed while it was read"):
+        sent.extend(program._contents(program.Upload("a.csv", lambda: io.BytesIO(b"seven b"), size)))
+    assert len(b"".join(sent)) <= size
+    assert b"".join(program._contents(program.Upload.of("a.csv", b"seven b"))) == b"seven b"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ ENCODINGS: Dict[str, Callable[[str], bytes]] = {
 
 def read(data: bytes, options: Optional[Mapping[str, str]] = None) -> List[Tuple[int, Any]]:
     """Return the rows of a file: line number, and the certificate or the reason against it."""
-    return list(IdentityFile(data, options or {}).rows())
+    return list(IdentityFile(io.BytesIO(data), options or {}).rows())
 
 
 def refusal(data: bytes, options: Optional[Mapping[str, str]] = None) -> Tuple[int, str]:
@@ -44,7 +44,7 @@ def refusal(data: bytes, options: Optional[Mapping[str, str]] = None) -> Tuple[i
 
 
 def test_the_sample_has_twenty_certificates_and_no_fault() -> None:
-    file = IdentityFile(SAMPLE.read_bytes(), {})
+    file = IdentityFile(io.BytesIO(SAMPLE.read_bytes()), {})
     rows = list(file.rows())
     assert [line for line, _ in rows] == list(range(2, 22))
     assert all(isinstance(row, Credential) for _, row in rows)
@@ -56,7 +56,7 @@ def test_the_sample_has_twenty_certificates_and_no_fault() -> None:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_encoding_separator_and_line_end_is_read(encoding: str, separator: str, end: str) -> None:
     lines = [f"id,{HEADER},备注", f"1,{GOOD},一号灯", "", "3,a1Key,lamp-0002,hush0002,", f"4,{GOOD[:-1]} ,坏"]
-    file = IdentityFile(ENCODINGS[encoding](end.join(lines).replace(",", separator)), {})
+    file = IdentityFile(io.BytesIO(ENCODINGS[encoding](end.join(lines).replace(",", separator))), {})
     first, second, third = file.rows()
     assert (first, second) == ((2, PLAIN), (4, PLAIN._replace(device_name="lamp-0002", device_secret="hush0002")))
     assert third[0] == 5
@@ -242,15 +242,20 @@ def test_no_value_stands_in_a_reason_of_check_field() -> None:
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", 1, "This is a spreadsheet, not a CSV file"),
         (b"ProductKey,DeviceName,DeviceSecret\na,b,c\na,\xff,c\n", 3, "neither UTF-8, UTF-16 with BOM nor GB18030"),
         ("ProductKey,DeviceName,DeviceSecret\n灯,b,c\na,".encode() + b"\xff,c\n", 3, "neither UTF-8"),
+        ("ProductKey,DeviceName,DeviceSecret\r\n灯,b,c\r\ra,b,".encode() + b"\xe7", 4, "neither UTF-8"),
         (codecs.BOM_UTF16_LE + b"P\x00r", 1, "neither UTF-8"),
         (codecs.BOM_UTF16_BE + b"\xd8\x00\x00P", 1, "neither UTF-8"),
     ],
 )
-def test_what_is_no_identity_file_is_refused_with_the_line_that_shows_it(data: bytes, line: int, message: str) -> None:
-    where, reason = refusal(data)
-    assert where == line
-    assert message in reason
-    assert "hush" not in reason
+def test_what_is_no_identity_file_is_refused_with_the_line_that_shows_it(
+    data: bytes, line: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for piece in (certtool.FILE_PIECE, 1, 3):
+        monkeypatch.setattr(certtool, "FILE_PIECE", piece)
+        where, reason = refusal(data)
+        assert where == line
+        assert message in reason
+        assert "hush" not in reason
 
 
 def test_the_options_that_could_fill_a_column_are_named_only_where_they_can() -> None:
@@ -321,11 +326,12 @@ TEXTS = st.lists(PIECES, max_size=30).map("".join)
 @example(b'DeviceName;DeviceSecret;"')
 def test_any_bytes_are_read_or_refused_and_the_short_way_agrees_with_the_long_one(data: bytes) -> None:
     results: List[Any] = []
-    for long_way, characters in ((True, 1 << 16), (False, 1 << 16), (False, 20), (False, 1)):
+    for long_way, characters, piece in ((True, 1 << 16, 1), (False, 1 << 16, 1 << 16), (False, 20, 5), (False, 1, 1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(certtool, "IMPORT_SLICE", characters)
+            patch.setattr(certtool, "FILE_PIECE", piece)
             try:
-                file = IdentityFile(data, {"ProductKey": "a1Key"})
+                file = IdentityFile(io.BytesIO(data), {"ProductKey": "a1Key"})
                 if long_way:
                     file._plain = lambda text: None
                 results.append(list(file.rows()))

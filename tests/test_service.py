@@ -221,7 +221,7 @@ def test_the_good_rows_are_imported_if_the_bad_ones_may_be_skipped(line: Opened,
 def test_a_file_that_is_no_identity_file_is_not_skipped(line: Opened) -> None:
     before = snapshot(line.state)
     for data, at in ((b"\n\nnonsense\n", 3), (b"PK\x03\x04", 1), (b"ProductKey,DeviceName,DeviceSecret\n", 1)):
-        report = import_files(line.service, upload([NEW]), Upload("wrong.csv", data), how=SKIP_BAD)
+        report = import_files(line.service, upload([NEW]), Upload.of("wrong.csv", data), how=SKIP_BAD)
         assert not report.ok
         assert [(error["file"], error["line"]) for error in report.errors] == [("wrong.csv", at)]
         assert counts(report)["imported"] == 0
@@ -248,7 +248,7 @@ def test_a_dry_run_reports_what_the_import_would_and_changes_nothing(
 
 def test_a_report_says_what_the_contract_promises(line: Opened) -> None:
     data = f"id,ProductKey,DeviceName,DeviceSecret,note\n1,{PRODUCT},new-0001,hush,\n".encode()
-    report = import_files(line.service, Upload("march.csv", data), Upload("april.csv", data)).as_json()
+    report = import_files(line.service, Upload.of("march.csv", data), Upload.of("april.csv", data)).as_json()
     assert {"read": 2, "imported": 1, "duplicates": 1, "rejected": 0, "errors": []}.items() <= report.items()
     assert (report["ignored"], report["batches"], report["ok"]) == (["id", "note"], ["march"], True)
 
@@ -321,8 +321,21 @@ def test_a_file_that_was_imported_whole_is_not_even_read_again(
     opened.store.close()
 
 
+@pytest.mark.parametrize("changed", [1, 2])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_changes_nothing(
+    changed: int, line: Opened, store: Path
+) -> None:
+    before, on_disk = snapshot(line.state), files(store)
+    old, new = upload([NEW]), upload([NEW._replace(device_name="new-0002")])
+    contents = iter([old.open() if opening < changed else new.open() for opening in range(3)])
+    changing = Upload("changing.csv", lambda: next(contents), old.size)
+    with pytest.raises(Refused, match=r"^changing\.csv was changed while it was read: close it elsewhere"):
+        import_files(line.service, upload([NEW._replace(device_name="new-0003")], "a.csv"), changing)
+    assert (snapshot(line.state), files(store)) == (before, on_disk)
+
+
 def test_options_fill_columns_and_another_option_is_another_import(line: Opened) -> None:
-    file = Upload("bare.csv", codecs.BOM_UTF8 + b"DeviceName;DeviceSecret\nbare0001;hush\n")
+    file = Upload.of("bare.csv", codecs.BOM_UTF8 + b"DeviceName;DeviceSecret\nbare0001;hush\n")
     for key in ("a1First", "a1Second"):
         report = import_files(line.service, file, how=ImportOptions(product_key=key, product_id="7"))
         assert report.imported == 1

@@ -599,18 +599,15 @@ def test_certificates_in_order_are_read_together_and_one_alone_by_itself(
     assert read == [1, READ_AHEAD, READ_AHEAD, 120 - 1 - 2 * READ_AHEAD, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("size", "wide"), [((1 << 32) - 1, "I"), (1 << 32, "Q")])
-@pytest.mark.usefixtures("line")
-def test_only_a_file_of_4_gib_needs_wide_offsets(
-    size: int, wide: str, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Large(Disk):
-        def fstat(self, descriptor: int) -> Any:
-            there = os.fstat(descriptor)
-            return os.stat_result([*there[:6], size, *there[7:]])
-
-    monkeypatch.setattr(certtool, "os", Large(lambda call: ""))
-    assert read_store(store).store._imports[0].offsets.typecode == wide
+@pytest.mark.parametrize(("end", "wide"), [((1 << 32) - 1, "I"), (1 << 32, "Q")])
+def test_only_a_file_of_4_gib_needs_wide_offsets(end: int, wide: str) -> None:
+    file = certtool.ImportFile("large.csv", 0)
+    file.add_offsets(["header"], 0)
+    file.add_offsets(["abc", "defgh"], end - 10)
+    assert file.offsets.typecode == wide
+    assert list(file.offsets) == [0, end - 10, end - 6]
+    file.add_offsets(["more"], end)
+    assert list(file.offsets) == [0, end - 10, end - 6, end]
 
 
 def test_loading_reports_its_progress_to_the_end(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
