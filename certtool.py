@@ -69,7 +69,7 @@ import time
 import urllib.parse
 from array import array
 from collections import Counter, deque
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from json.encoder import encode_basestring_ascii as quote
 from typing import (
     IO,
@@ -515,9 +515,9 @@ class Events(NamedTuple):
     stations: Sequence[str]
     details: Sequence[Mapping[str, Any]]
 
-    def rows(self) -> Iterator[Event]:
+    def rows(self, start: int = 0) -> Iterator[Event]:
         """The same, event by event."""
-        return map(Event._make, zip(*self))
+        return map(Event._make, zip(*(column[start:] for column in self)))
 
 
 class Record(NamedTuple):
@@ -545,10 +545,13 @@ class Undo(NamedTuple):
     gone: Sequence[int]
 
 
+NOBODY = (None, 1 << 32)  # behind the last of `Product.order`
+
+
 class Product:
     """The certificates of one ProductKey: by name, by the DeviceID that holds or is promised them, and free ones."""
 
-    __slots__ = ("bound", "counts", "cursor", "devices", "key", "low", "names", "pool", "returned")
+    __slots__ = ("bound", "counts", "cursor", "devices", "due", "key", "low", "names", "order", "pool", "returned")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -560,6 +563,12 @@ class Product:
         self.counts = [0] * len(STATUS_NAMES)
         self.bound = 0  # Unallocated ones that wait for the device they are bound to
         self.low = LOW_STOCK  # see `low_stock_limit`
+        self.restart()
+
+    def restart(self) -> None:
+        """Let `order` begin again: names and numbers as they were imported, to be met without a look-up."""
+        self.order: Iterator[Tuple[Optional[str], int]] = iter(self.names.items())
+        self.due = next(self.order, NOBODY)  # what `order` is at
 
     def put(self, numbers: Union[range, array[int]]) -> None:
         """Add certificates to the pool's end. A pool of consecutive ones is a range, which keeps no number for each."""
@@ -759,13 +768,20 @@ class State:
         if product is None or keys.count(keys[0]) != len(keys) or not EFFECTS.keys() >= set(events.kinds):
             return 0
         status, device, station_of, same = self._status, self._device, self._station, self._stations
-        numbers, devices = product.names, product.devices
+        numbers, devices, order = product.names, product.devices, product.order
+        due, due_number = product.due
         allocated: List[int] = []
         written: List[int] = []
         done = 0
         with contextlib.suppress(KeyError):  # `apply` will raise it
             for kind, moment, _, name, device_id, station, _ in zip(*events):
-                number = numbers[name]
+                if name == due:  # as most are given out: in the order of import
+                    number = due_number
+                    due, due_number = next(order, NOBODY)
+                else:
+                    number = numbers[name]
+                    if number > due_number and kind == "allocate":
+                        due, due_number = next((pair for pair in order if pair[1] > number), NOBODY)
                 if number >= len(device):
                     self._grow(number)
                 now = status[number]
@@ -789,6 +805,7 @@ class State:
                     self._pass_over(product)
                     self.apply(Event(kind, moment, product.key, name, device_id, station))
                 done += 1
+        product.due = due, due_number
         self._pass_over(product)
         for moved, old, new in ((allocated, UNALLOCATED, ALLOCATED), (written, ALLOCATED, WRITTEN)):
             for stock, many in Counter(map(self._stock_of.__getitem__, moved)).items():
@@ -890,6 +907,7 @@ class State:
                 product.bound += new.bound
                 product.counts[UNALLOCATED] += new.counts[UNALLOCATED]
             self.products[key].low = low_stock_limit(self.products[key].total)
+            self.products[key].restart()
             for device_id, number in new.devices.items():
                 self._grow(number)
                 self._device[number] = device_id
@@ -1194,6 +1212,7 @@ FORMAT_VERSION = 1
 JOURNAL_HEADER = b"Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,Digest\n"
 DIGEST_LENGTH = 16
 JOURNAL_SLICE = 500  # lines decoded in one step
+EPOCH, MILLISECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(milliseconds=1)
 
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
 
@@ -1254,16 +1273,12 @@ def format_time(milliseconds: int) -> str:
     return f"{date}.{rest:03d}{offset}"
 
 
-@functools.lru_cache(maxsize=4)
-def _second_from_text(date: str, offset: str) -> int:
-    return int(datetime.fromisoformat(date + offset).timestamp()) * 1000
-
-
 def parse_times(texts: Sequence[str]) -> List[int]:
     """Return the milliseconds since 1970 UTC of what `format_time` wrote. Raises ValueError."""
-    if min(map(len, texts)) < 25 or {text[19] for text in texts} != {"."}:
-        raise ValueError("not a time of the journal")
-    return [_second_from_text(text[:19], text[23:]) + int(text[20:23]) for text in texts]
+    try:
+        return [(moment - EPOCH) // MILLISECOND for moment in map(datetime.fromisoformat, texts)]
+    except TypeError:
+        raise ValueError("a time without its offset") from None
 
 
 def chain_digest(previous: str, body: bytes) -> str:
@@ -1330,8 +1345,8 @@ class JournalReader:
                 self.offset += sum(map(len, block[:done]))
                 self.seq += done
                 self.digest = digests[done - 1]
-            decoding = zip(many.rows(), digests) if many else itertools.repeat(None)
-            for line, decoded in itertools.islice(zip(block, decoding), done, None):
+            left = zip(many.rows(done), digests[done:]) if many else itertools.repeat(None)
+            for line, decoded in zip(block[done:], left):
                 if decoded:
                     event, self.digest = decoded
                     self.seq += 1

@@ -246,7 +246,7 @@ if sys.platform != "win32":  # where a process cannot choose its time zone
         zone: str, shown: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clocks_change = 1_792_890_000_000  # on 2026-10-25 at 01:00 UTC
-        caches = (certtool._second_as_text, certtool._second_from_text, format_time)
+        caches = (certtool._second_as_text, format_time)
         for cache in caches:
             cache.cache_clear()
         try:
