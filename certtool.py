@@ -1211,6 +1211,7 @@ def _sniff_separator(header: str) -> Tuple[str, List[str]]:
 FORMAT_VERSION = 1
 JOURNAL_HEADER = b"Seq,Time,Event,ProductKey,DeviceName,DeviceID,Station,Detail,Digest\n"
 DIGEST_LENGTH = 16
+COMMA = b","[0]  # between a line's body and its digest, and in neither
 JOURNAL_SLICE = 500  # lines decoded in one step
 EPOCH, MILLISECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(milliseconds=1)
 
@@ -1375,7 +1376,7 @@ class JournalReader:
             return None, []
         whole = b"".join(lines)
         if self.about and not any(part in whole for part in self.about) and not _OTHER_KIND(b"\n" + whole):
-            return None, digests
+            return None, digests if all(line[end] == COMMA for line in lines) else []
         try:
             columns = decode_columns(whole.decode(), JOURNAL_HEADER.count(b",") + 1)
             seqs, moments, kinds, product_keys, device_names, device_ids, stations, texts, ends = columns
@@ -1962,7 +1963,7 @@ class Store:
         names = set(about)
         if about and os.path.exists(self._journal_path):
             self._offset = os.path.getsize(self._journal_path)
-            names.update(event.device_name for event in self.look_back(_parts(about)) if event)
+            names.update(event.device_name for event in self.look_back(_parts(about)) if event and event.device_name)
         return names
 
     def _replay(self, state: State, progress: Progress, names: Set[str]) -> JournalReader:

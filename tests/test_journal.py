@@ -182,6 +182,19 @@ def test_lines_that_are_passed_over_are_checked_all_the_same(events: List[Event]
             ]
 
 
+def test_no_byte_of_a_line_that_is_passed_over_can_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certtool, "JOURNAL_SLICE", 2)
+    events = [Event("written", 1_800_000_000_000, "a1Key", f"lamp-{n}", "MAC", STATION) for n in range(6)]
+    lines = journal(START, *events)
+    whole = b"".join(lines)
+    assert list(JournalReader([b"none"]).events(lines)) == [START]
+    for place in range(len(b"".join(lines[:4])), len(b"".join(lines[:6]))):  # they make one slice
+        for other in (whole[place] ^ 1, whole[place] ^ 128):
+            changed = io.BytesIO(whole[:place] + bytes([other]) + whole[place + 1 :])
+            with pytest.raises(StoreError, match=r"journal\.csv line [56] was changed"):
+                list(JournalReader([b"none"]).events(changed))
+
+
 @pytest.mark.parametrize("place", [1, 3, 4, 5, 9])
 def test_a_kind_from_the_future_is_refused_also_in_a_line_that_could_be_passed_over(
     place: int, monkeypatch: pytest.MonkeyPatch
