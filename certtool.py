@@ -1567,6 +1567,10 @@ def _certificates_of(data: bytes) -> Iterator[Certificate]:
     return map(Certificate, map(Credential._make, zip(*columns)), checksums)
 
 
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.read(READ_BYTES) + file.readline(), b"")
+
+
 class ImportFile:
     """One file in imports/, known by where each row starts."""
 
@@ -1591,7 +1595,7 @@ class ImportFile:
         try:
             with open(self.path, "rb") as file:
                 right = file.readline() == IMPORT_HEADER
-                for data in iter(lambda: file.read(READ_BYTES) + file.readline(), b""):
+                for data in _whole_lines(file):
                     digest.update(data)
                     count += data.count(b"\n")
                     if not about:
@@ -1618,6 +1622,15 @@ class ImportFile:
         self.add_offsets(text.splitlines(), offset)
         keys, names, _, _, _, device_ids, _ = decode_columns(text, len(IMPORT_COLUMNS))
         staged.add(keys, names, device_ids)
+
+    def find_rows(self) -> Generator[None, None, None]:
+        """Note where all rows of a new file start, a part in each step. Raises OSError."""
+        with open(self.path, "rb") as file:
+            offset = len(file.readline())
+            for data in _whole_lines(file):
+                self.add_offsets(data.splitlines(), offset)
+                offset += len(data)
+                yield
 
     def add_offsets(self, lines: Sequence[Sized], offset: int) -> None:
         """Note where rows start, the first at `offset`; `lines` are without their line ends."""
@@ -1670,7 +1683,7 @@ class ImportWriter:
         self.name = f"{number:06d}-{stem}.csv"
         self.imported = ImportFile(os.path.join(folder, self.name), first)
         self._digest = hashlib.sha256(IMPORT_HEADER)
-        self._offset = len(IMPORT_HEADER)
+        self._rows = 0
         self._descriptor = _open(self.imported.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             _write_all(self._descriptor, IMPORT_HEADER)
@@ -1681,8 +1694,7 @@ class ImportWriter:
     def write(self, columns: Columns, checksums: Sequence[int]) -> None:
         """Append rows. Raises OSError; the file is then only good to be discarded."""
         data = encode_rows(columns, checksums).encode("ascii")
-        self.imported.add_offsets(data.splitlines(), self._offset)
-        self._offset += len(data)
+        self._rows += len(checksums)
         self._digest.update(data)
         _write_all(self._descriptor, data)
 
@@ -1695,7 +1707,7 @@ class ImportWriter:
 
     def detail(self) -> Dict[str, Any]:
         """What the import's event says of this file."""
-        return {"file": self.name, "rows": len(self.imported.offsets), "sha256": self._digest.hexdigest()}
+        return {"file": self.name, "rows": self._rows, "sha256": self._digest.hexdigest()}
 
     def close(self) -> None:
         """Close the file."""
@@ -2234,7 +2246,7 @@ class Store:
             try:
                 with open(imported.path, "rb") as file:
                     file.readline()
-                    for data in iter(lambda: file.read(READ_BYTES) + file.readline(), b""):
+                    for data in _whole_lines(file):
                         yield list(_certificates_of(data))
             except (OSError, ValueError, TypeError, csv.Error):
                 raise StoreUnavailable(f"{imported.path} cannot be read: put it back.") from None
@@ -2600,6 +2612,8 @@ class Service:
             elif not options.dry_run:
                 for new in imports:
                     if new.writer and new.staged.names:
+                        new.hashes = array("I")  # makes room for what follows
+                        yield from new.writer.imported.find_rows()
                         yield from _in_a_thread(new.writer.sync)
                 self._adopt([new for new in imports if new.staged.names])
         except OSError as error:
@@ -5674,7 +5688,7 @@ def _run_job(job: Generator[None, None, ImportReport], uploads: Sequence[Upload]
     """Run an import to its end here. Of a long one a terminal sees how far it is."""
     progress = _ProgressLine()
     size = sum(upload.size for upload in uploads)
-    steps = size // IMPORT_SLICE + 2 * (size // FILE_PIECE) + 1  # the rows, and the digest before and after
+    steps = size // IMPORT_SLICE + 2 * (size // FILE_PIECE) + size // READ_BYTES + 1  # rows, two digests, `find_rows`
     try:
         done = 0
         while True:
