@@ -1623,14 +1623,16 @@ class ImportFile:
         keys, names, _, _, _, device_ids, _ = decode_columns(text, len(IMPORT_COLUMNS))
         staged.add(keys, names, device_ids)
 
-    def find_rows(self) -> Generator[None, None, None]:
-        """Note where all rows of a new file start, a part in each step. Raises OSError."""
+    def find_rows(self, rows: int) -> Generator[None, None, None]:
+        """Note where the rows of a new file start, a part in each step. Raises OSError, also if they are not `rows`."""
         with open(self.path, "rb") as file:
             offset = len(file.readline())
             for data in _whole_lines(file):
                 self.add_offsets(data.splitlines(), offset)
                 offset += len(data)
                 yield
+        if len(self.offsets) != rows:
+            raise OSError(errno.EIO, "another program changed its file")
 
     def add_offsets(self, lines: Sequence[Sized], offset: int) -> None:
         """Note where rows start, the first at `offset`; `lines` are without their line ends."""
@@ -2613,7 +2615,7 @@ class Service:
                 for new in imports:
                     if new.writer and new.staged.names:
                         new.hashes = array("I")  # makes room for what follows
-                        yield from new.writer.imported.find_rows()
+                        yield from new.writer.imported.find_rows(len(new.staged.names))
                         yield from _in_a_thread(new.writer.sync)
                 self._adopt([new for new in imports if new.staged.names])
         except OSError as error:

@@ -366,6 +366,21 @@ def staged(line: Opened, credential: Credential) -> Generator[None, None, certto
     return job
 
 
+@pytest.mark.parametrize("rows_left", [0, 1])
+def test_an_import_file_that_another_program_changes_at_once_is_not_taken(
+    rows_left: int, line: Opened, store: Path
+) -> None:
+    before, on_disk = snapshot(line.state), files(store)
+    job = line.service.import_files([upload([NEW, NEW._replace(device_name="new-0002")], "b.csv")], ImportOptions())
+    path = store / "imports" / "000002-b.csv"
+    while not path.exists() or path.read_bytes().count(b"\n") < 3:
+        next(job)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: 1 + rows_left]))
+    with pytest.raises(StoreUnavailable, match=r"could not be written \(another program changed its file\)"):
+        list(job)
+    assert (snapshot(line.state), files(store)) == (before, on_disk)
+
+
 def test_an_import_is_refused_where_its_device_got_another_certificate_meanwhile(line: Opened, store: Path) -> None:
     on_disk = files(store)
     job = staged(line, Credential(PRODUCT, "new-0001", "x", device_id="B"))
