@@ -1624,7 +1624,10 @@ class ImportFile:
         staged.add(keys, names, device_ids)
 
     def find_rows(self, rows: int) -> Generator[None, None, None]:
-        """Note where the rows of a new file start, a part in each step. Raises OSError, also if they are not `rows`."""
+        """Note where the rows of a new file start, a part in each step.
+
+        Raises OSError, or StoreUnavailable where there are not as many as were written.
+        """
         with open(self.path, "rb") as file:
             offset = len(file.readline())
             for data in _whole_lines(file):
@@ -1632,7 +1635,8 @@ class ImportFile:
                 offset += len(data)
                 yield
         if len(self.offsets) != rows:
-            raise OSError(errno.EIO, "another program changed its file")
+            name = os.path.basename(self.path)
+            raise StoreUnavailable(f"Another program changed imports/{name} at once: find out which, and import again.")
 
     def add_offsets(self, lines: Sequence[Sized], offset: int) -> None:
         """Note where rows start, the first at `offset`; `lines` are without their line ends."""
@@ -4128,6 +4132,7 @@ const SENTENCES = [
   [/^The record could not be written \((.+)\).*/, "无法写入记录（$1），因此没有分配任何证书：请清理磁盘空间。"],
   [/^An? import (?:file )?could not be (?:made|written) \((.+)\).*/, "无法写入导入文件（$1）：请清理磁盘空间。"],
   [/^The import could not be written \((.+)\).*/, "无法写入导入文件（$1）：请清理磁盘空间。"],
+  [/^Another program changed (imports\/.+) at once.*/, "其他程序立即改动了 $1：请查明原因后重新导入。"],
   [/^Another program changed journal\.csv.*/, "其他程序改动了 journal.csv：请查明原因后重新启动。"],
   [/^(.+) cannot be read: put it back.*/, "无法读取 $1：请恢复该文件后重新启动。"],
   [/^A device of the file got another certificate meanwhile.*/, "文件中的某个设备刚刚得到了另一个证书：请重新导入。"],

@@ -333,6 +333,7 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
         "The row has 2 cells where the header line has 3.",
         "lamp-0001 is in the store with another DeviceSecret.",
         "lamp-0001 stands in the file before, with another secret.",
+        "Another program changed imports/000002-b.csv at once: find out which, and import again.",
         "There is no certificate of this DeviceName in the store: check the name.",
         "It is void, and a void certificate is never given out again.",
         "Only 99 certificates of product a1 are left: import more.",
