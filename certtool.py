@@ -1098,9 +1098,9 @@ class IdentityFile:
         """Split lines that are all plain and right; None where one is not."""
         if text[-1:] != "\n":
             text += "\n"
-        if not self._plain(text) or (any(map(text.__contains__, _MANGLED_SIGNS)) and _MANGLED_CELL.search(text)):
+        if not self._plain(text) or (_may_be_mangled(text) and _MANGLED_CELL.search(text)):
             return None
-        cells = text.replace("\r\n", "\n").replace("\n", self._separator).split(self._separator)
+        cells = text.replace("\r", "").replace("\n", self._separator).split(self._separator)
         rows = len(cells) // self._width
         columns = [cells[place : -1 : self._width] for place in range(self._width)]
         picked: Columns = self._pick([*columns, *([value] * rows for value in self._fixed)])
@@ -1135,6 +1135,11 @@ class IdentityFile:
             if reason:
                 return reason
         return Credential(*values)
+
+
+def _may_be_mangled(text: str) -> bool:
+    """Say whether one of the signs is in the text; one character is found in far less time than two."""
+    return any(sign[-1] in text and sign in text for sign in _MANGLED_SIGNS)
 
 
 def in_pieces(data: BinaryIO) -> Iterator[bytes]:
@@ -1672,7 +1677,8 @@ class ImportFile:
 
 def encode_rows(columns: Columns, checksums: Sequence[int]) -> str:
     """Return the lines of an import file for these certificates."""
-    cells = [*columns, list(map("%08X".__mod__, checksums))]
+    hexadecimal = struct.pack(f">{len(checksums)}I", *checksums).hex(",", 4).upper()
+    cells = [*columns, hexadecimal.split(",")]
     text = "\n".join(["", *map(",".join, zip(*cells)), ""])
     guarded = [sign for sign in "=+-@'" if sign in text and ("," + sign in text or "\n" + sign in text)]
     if guarded or '"' in text or text.count(",") != len(COLUMNS) * len(checksums):

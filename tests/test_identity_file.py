@@ -188,6 +188,20 @@ def test_a_number_that_a_spreadsheet_mangled_in_other_ways_is_refused(cell: str)
     assert SCIENTIFIC in str(reason)
 
 
+@pytest.mark.parametrize("cell", ["1.2E+15", "4E-05", "#NAME?", "#DIV/0!"])
+def test_a_mangled_cell_is_refused_among_rows_that_are_read_many_at_once(
+    cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "IMPORT_SLICE", 1)
+    blocks = list(IdentityFile(io.BytesIO(f"{HEADER}\r\n{GOOD}\r\na1Key,lamp-0002,{cell}\r\n".encode()), {}).blocks())
+    assert isinstance(blocks[0], certtool.PlainRows)
+    assert blocks[0].rows() == [(2, PLAIN)]
+    assert isinstance(blocks[1], list)
+    ((line, reason),) = blocks[1]
+    assert line == 3
+    assert SCIENTIFIC in str(reason)
+
+
 def test_what_only_looks_like_a_mangled_number_is_read() -> None:
     row = Credential("12E+1x", "1E5E", "E+15", "1.5E+3", "#N/A1", "1.E+15")
     assert read(f"{FULL}\n{','.join(row)}\n".encode()) == [(2, row)]
