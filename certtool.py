@@ -5237,7 +5237,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the process's life
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console in GBK cannot show every name
+            # A console in GBK cannot show every name; CPython 3.8 would keep a warning until a block is full.
+            stream.reconfigure(errors="replace", line_buffering=name == "stderr" or None)
     if crc32_warning:
         print(f"certtool: {crc32_warning}", file=sys.stderr)
     gc.set_threshold(100_000)  # a million rows make no garbage that only a search would find
