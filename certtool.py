@@ -110,6 +110,7 @@ DEFAULT_STORE = "certtool-data"  # beside certtool.py
 
 MAX_HEAD = 16 * 1024  # bytes of request line and headers; a device sends about 150
 MAX_BODY = 64 * 1024  # bytes of a protocol request (contract); a device sends about 70
+MAX_NESTING = 100  # arrays and objects of a request in each other; a device sends 1
 MAX_UPLOAD = 256 * 1024 * 1024  # bytes of an import handed to a running server: about 3 million rows
 MAX_CONNECTIONS = 500 if sys.platform == "win32" else 10_000  # select() on Windows takes 512 sockets
 PEER_SHARE = 2  # one peer may hold this part of them; many stations may stand behind one address
@@ -2929,7 +2930,17 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _SCAN: Callable[[str, int], Tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]
+
+
+def _nesting(text: str) -> int:
+    """Return how many arrays and objects of right JSON stand in each other, at most: their number, if that is few."""
+    most = text.count("[") + text.count("{")
+    if most <= MAX_NESTING:
+        return most
+    steps = ((token in "[{") - (token in "]}") for token in _STRING_OR_BRACKET.findall(text))
+    return max(itertools.accumulate(steps))
 
 
 def parse_object(body: bytes) -> Dict[str, Any]:
@@ -2939,11 +2950,13 @@ def parse_object(body: bytes) -> Dict[str, Any]:
         value, end = _SCAN(text, 0)
         if end != len(text):
             raise ValueError("more than one value")
+        if _nesting(text) > MAX_NESTING:
+            raise RecursionError
     except UnicodeDecodeError:
         raise BadRequest("The body is not UTF-8.") from None
     except (ValueError, StopIteration):
         raise BadRequest("The body is not one JSON object.") from None
-    except RecursionError:
+    except RecursionError:  # which CPython raises too, each version at another depth
         raise BadRequest("The JSON is nested too deep.") from None
     if not isinstance(value, dict):
         raise BadRequest("The body is not a JSON object.")
