@@ -5265,7 +5265,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return _fail("Interrupted: what was not reported as done did not happen.", 1)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL):  # the same
+        windows_says_so = sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None
+        if isinstance(error, BrokenPipeError) or windows_says_so:
             _drop_output()
             return 1
         return _fail(f"{error.strerror or 'Input or output failed'}: {error.filename or 'check the disk'}", 1)
