@@ -2930,17 +2930,20 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_NO_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[^\[\]{}"]+')
 _SCAN: Callable[[str, int], Tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]
 
 
-def _nesting(text: str) -> int:
-    """Return how many arrays and objects of right JSON stand in each other, at most: their number, if that is few."""
-    most = text.count("[") + text.count("{")
-    if most <= MAX_NESTING:
-        return most
-    steps = ((token in "[{") - (token in "]}") for token in _STRING_OR_BRACKET.findall(text))
-    return max(itertools.accumulate(steps))
+def _is_too_deep(text: str) -> bool:
+    """Say whether more than MAX_NESTING arrays and objects of right JSON stand in each other."""
+    if text.count("[") + text.count("{") <= MAX_NESTING:
+        return False
+    brackets = _NO_BRACKETS.sub("", text).replace("{", "[").replace("}", "]")
+    for _ in range(MAX_NESTING):
+        if brackets.find("]") > MAX_NESTING:  # as many stand open before it
+            break
+        brackets = brackets.replace("[]", "")  # the innermost of each
+    return brackets != ""
 
 
 def parse_object(body: bytes) -> Dict[str, Any]:
@@ -2950,7 +2953,7 @@ def parse_object(body: bytes) -> Dict[str, Any]:
         value, end = _SCAN(text, 0)
         if end != len(text):
             raise ValueError("more than one value")
-        if _nesting(text) > MAX_NESTING:
+        if _is_too_deep(text):
             raise RecursionError
     except UnicodeDecodeError:
         raise BadRequest("The body is not UTF-8.") from None

@@ -10,14 +10,14 @@ import socket
 import sys
 import zlib
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import certtool
-from certtool import REQUEST_SECONDS, BadRequest, CertRequestHandler, parse_request
+from certtool import REQUEST_SECONDS, BadRequest, CertRequestHandler, parse_object, parse_request
 from tests import identities
 from tests.inside import PATIENCE, Inside
 from tests.support import SAMPLE, RunCerttool, Server, StartServer, raw
@@ -63,6 +63,27 @@ def test_the_short_way_through_a_usual_request_means_what_the_long_one_does(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(certtool, "_USUAL_REQUEST", re.compile(b"never"))
         assert read_request(body) == short
+
+
+def nesting(value: object) -> int:
+    """How many arrays and objects stand in each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(nesting, inner), default=0)
+
+
+LEAVES = st.sampled_from([None, 0, "", "[{", '"]}', "\\"])
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4))
+
+
+@given(st.dictionaries(TEXTS, VALUES, max_size=3))
+def test_an_object_is_read_unless_it_is_nested_too_deep(value: Dict[str, object]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certtool, "MAX_NESTING", 3)
+        if nesting(value) > 3:
+            with pytest.raises(BadRequest, match="nested too deep"):
+                parse_object(json.dumps(value).encode())
+        else:
+            assert parse_object(json.dumps(value).encode()) == value
 
 
 # -- replies -----------------------------------------------------------------------------------------------------------
