@@ -2931,6 +2931,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
 _NO_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[^\[\]{}"]+')
+_STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 _SCAN: Callable[[str, int], Tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]
 
 
@@ -2938,12 +2939,8 @@ def _is_too_deep(text: str) -> bool:
     """Say whether more than MAX_NESTING arrays and objects of right JSON stand in each other."""
     if text.count("[") + text.count("{") <= MAX_NESTING:
         return False
-    brackets = _NO_BRACKETS.sub("", text).replace("{", "[").replace("}", "]")
-    for _ in range(MAX_NESTING):
-        if brackets.find("]") > MAX_NESTING:  # as many stand open before it
-            break
-        brackets = brackets.replace("[]", "")  # the innermost of each
-    return brackets != ""
+    steps = map(_STEPS.__getitem__, _NO_BRACKETS.sub("", text))
+    return max(itertools.accumulate(steps), default=0) > MAX_NESTING
 
 
 def parse_object(body: bytes) -> Dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import pytest
 from _pytest.terminal import TerminalReporter  # pytest exports it from 8.4 on
@@ -99,9 +99,11 @@ def certtool() -> RunCerttool:
         stdin: Optional[str] = None,
         cwd: Optional[Path] = None,
         env: Optional[Mapping[str, str]] = None,
+        python: Sequence[str] = (sys.executable,),
+        script: Path = CERTTOOL,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, str(CERTTOOL), *map(str, args)],
+            [*python, str(script), *map(str, args)],
             input=stdin or "",
             capture_output=True,
             encoding="utf-8",

@@ -166,7 +166,6 @@ def test_a_file_that_cannot_be_read_is_named(certtool: RunCerttool, store: Path,
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="this system has no name for what is piped in")
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no /dev/stdin here")
 def test_an_identity_file_may_come_through_a_pipe(certtool: RunCerttool, store: Path) -> None:
     piped = certtool("import", "/dev/stdin", "--data", store, stdin=SAMPLE.read_text("utf-8"))
     assert piped.stdout.startswith("20 rows read: 20 imported")

