@@ -458,6 +458,10 @@ TABLE: Tuple[Tuple[Cell, ...], ...] = (
 # fmt: on
 
 
+_new = tuple.__new__  # a NamedTuple in a third of the time of its own call
+NO_DETAIL: Mapping[str, Any] = {}
+
+
 def _fresh(error: CertToolError) -> CertToolError:
     """A table's error without the traceback of whoever raised it before."""
     return type(error)(*error.args)
@@ -490,7 +494,7 @@ class Command(NamedTuple):
     device_name: str = ""
     station: str = ""
     force: bool = False
-    detail: Mapping[str, Any] = {}
+    detail: Mapping[str, Any] = NO_DETAIL
 
 
 class Event(NamedTuple):
@@ -502,7 +506,7 @@ class Event(NamedTuple):
     device_name: str = ""
     device_id: str = ""
     station: str = ""
-    detail: Mapping[str, Any] = {}
+    detail: Mapping[str, Any] = NO_DETAIL
 
 
 class Events(NamedTuple):
@@ -740,7 +744,7 @@ class State:
         if command.device_name and number < len(self._device):
             device_id = self._device[number]
         name = self.names[number]
-        return number, Event(kind, now, product.key, name, device_id, command.station, command.detail)
+        return number, _new(Event, (kind, now, product.key, name, device_id, command.station, command.detail))
 
     def apply(self, event: Event) -> Optional[Undo]:
         """Make the event true. Returns what `restore` needs to take it back, None where no certificate changed.
@@ -756,7 +760,7 @@ class State:
         number = product.names[event.device_name]
         old, cursor = self.record(number), product.cursor
         gone = self._set(product, number, old, effect(old, event))
-        return Undo(product, number, old, cursor, gone)
+        return _new(Undo, (product, number, old, cursor, gone))
 
     def apply_together(self, events: Events) -> int:
         """`apply` events in their order, at a fraction of the time; return how many, from the first on, were applied.
@@ -839,7 +843,7 @@ class State:
         if number >= len(self._device):
             self._grow(number)
         status, device_id, station, allocated_at, written_at, rerequests = new
-        old_status, old_device = old.status, old.device_id
+        old_status, old_device, _, _, _, old_rerequests = old
         if old_device != device_id:
             if old_device:
                 del product.devices[old_device]
@@ -851,7 +855,7 @@ class State:
         self._written_at[number] = written_at
         if rerequests:
             self._rerequests[number] = rerequests
-        elif old.rerequests:
+        elif old_rerequests:
             del self._rerequests[number]
         if status == old_status:
             return ()
@@ -938,7 +942,9 @@ class State:
 
 # What each kind of event makes of a certificate's record. A kind that is not in KINDS is from the future.
 EFFECTS: Mapping[str, Callable[[Record, Event], Record]] = {
-    "allocate": lambda old, event: Record(ALLOCATED, event.device_id, event.station, event.time, 0, old.rerequests),
+    "allocate": lambda old, event: _new(
+        Record, (ALLOCATED, event.device_id, event.station, event.time, 0, old.rerequests)
+    ),
     "rerequest": lambda old, event: old._replace(rerequests=old.rerequests + 1),
     "written": lambda old, event: old._replace(status=WRITTEN, written_at=event.time),
     "failed": lambda old, event: old._replace(status=FAILED, written_at=0),
@@ -1300,17 +1306,21 @@ class JournalWriter:
         self.seq = seq
         self.digest = digest or chain_digest("", JOURNAL_HEADER)
 
-    def encode(self, event: Event) -> bytes:
-        """Return the event's line."""
-        kind, moment, product_key, device_name, device_id, station, detail = event
-        cells = f"{product_key},{device_name},{device_id},{station},"
-        if detail or not _PLAIN_CELLS(cells):
-            text = json.dumps(detail, ensure_ascii=False, separators=(",", ":")) if detail else ""
-            cells = ",".join(map(encode_cell, (product_key, device_name, device_id, station, text)))
-        body = f"{self.seq + 1},{format_time(moment)},{kind},{cells}".encode("utf-8", "replace")
-        self.digest = chain_digest(self.digest, body)
-        self.seq += 1
-        return body + b"," + self.digest.encode() + b"\n"
+    def encode(self, events: Iterable[Event]) -> bytes:
+        """Return the lines of consecutive events; a journal's first follow its header."""
+        seq, digest = self.seq, self.digest
+        parts = [] if seq else [JOURNAL_HEADER]
+        for kind, moment, product_key, device_name, device_id, station, detail in events:
+            cells = f"{product_key},{device_name},{device_id},{station},"
+            if detail or not _PLAIN_CELLS(cells):
+                text = json.dumps(detail, ensure_ascii=False, separators=(",", ":")) if detail else ""
+                cells = ",".join(map(encode_cell, (product_key, device_name, device_id, station, text)))
+            seq += 1
+            body = f"{seq},{format_time(moment)},{kind},{cells}".encode("utf-8", "replace")
+            digest = chain_digest(digest, body)
+            parts += (body, b",", digest.encode(), b"\n")
+        self.seq, self.digest = seq, digest
+        return b"".join(parts)
 
 
 def decode_event(body: bytes) -> Tuple[str, Event]:
@@ -1570,7 +1580,8 @@ def _parts(texts: Iterable[str]) -> List[bytes]:
 
 def _certificates_of(data: bytes) -> Iterator[Certificate]:
     *columns, checksums = decode_columns(data.decode("ascii"), len(IMPORT_COLUMNS))
-    return map(Certificate, map(Credential._make, zip(*columns)), checksums)
+    credentials = map(functools.partial(_new, Credential), zip(*columns))
+    return map(functools.partial(_new, Certificate), zip(credentials, checksums))
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
@@ -1928,7 +1939,7 @@ class Store:
         self._offset = 0
         self._codec = JournalWriter()
         self._committed = (self._codec.seq, self._codec.digest)
-        self._lines: List[bytes] = []
+        self._events: List[Event] = []  # of the next commit
         self._broken = ""
         self._last_import = 0  # the highest number of a file in imports/
         self._open_folder(command)
@@ -2127,7 +2138,6 @@ class Store:
             return
         os.ftruncate(self._journal, 0)
         self._offset = 0
-        self._lines.append(JOURNAL_HEADER)
         store_id = secrets.token_hex(8)
         self.append(Event("store", _now(), detail={"id": store_id, "version": FORMAT_VERSION}))
         try:
@@ -2171,25 +2181,30 @@ class Store:
         """Add an event to the next commit. Raises StoreUnavailable where nothing can be recorded any more."""
         if self._broken:
             raise StoreUnavailable(self._broken)
-        self._lines.append(self._codec.encode(event))
+        self._events.append(event)
 
     def commit(self) -> None:
         """Make all appended events durable: one write, one fsync. Raises StoreUnavailable: then none of them counts."""
-        if not self._lines:
+        if not self._events:
             return
-        data = b"".join(self._lines)
-        self._lines.clear()
+        events, self._events = self._events, []
         if self._broken:
             raise StoreUnavailable(self._broken)
         try:
             if not self._is_untouched():
                 self.stop("Another program changed journal.csv: find out which, and start again.")
                 raise StoreUnavailable(self._broken)
+            data = self._codec.encode(events)
             _write_all(self._journal, data)
         except OSError as error:
             self._cut_back()
             raise StoreUnavailable(
                 f"The record could not be written ({error.strerror}), so nothing was given out: free the store's disk."
+            ) from None
+        except MemoryError:
+            self._cut_back()
+            raise StoreUnavailable(
+                "The record could not be written (no memory), so nothing was given out: close other programs."
             ) from None
         try:
             os.fsync(self._journal)
@@ -2495,14 +2510,15 @@ class Service:
             if self.require_device_id:
                 raise DeviceIDRequired("This server gives certificates only to devices that send their DeviceID.")
             device_id = _made_up_id(self.state.products[product_key])
-        number, event = self.state.decide(Command(REQUEST, product_key, device_id, "", station), now)
+        command = _new(Command, (REQUEST, product_key, device_id, "", station, False, NO_DETAIL))
+        number, event = self.state.decide(command, now)
         certificate = self.store.certificate(number)
         if certificate.credential.device_name != self.state.names[number]:
             raise StoreUnavailable("An import file was changed while the server runs: put it back and start again.")
         if event is None:
             return Allocation(certificate, device_id, SAME)
         self._record(event)
-        return Allocation(certificate, device_id, event.kind)
+        return _new(Allocation, (certificate, device_id, event.kind))
 
     def report(self, product_key: str, device_id: str, verb: int, station: str, now: int) -> Tuple[str, str]:
         """Record that a burn succeeded or failed; return the certificate's name and the kind of event it took."""
@@ -3090,21 +3106,6 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     """
 
     server: CertServer
-    head: Optional[Head] = None
-    body_start = 0  # in the buffer, once there is a head
-    body = b""
-    unsent = b""
-    events = 0  # what the selector watches
-    idle = True  # between two requests
-    closing = False  # the last reply is decided: read no further request
-    finished = False  # the last reply is sent, or in `unsent`
-    draining = False
-    streaming = False  # a part of the reply is sent
-    waiting = False  # the reply comes from a job, which ends with the connection
-    more = False  # whole requests may be left in the buffer
-    held = False  # so they are, until the peer takes replies
-    due = 0  # replies that wait for the end of the turn
-    open = True
 
     def __init__(self, connection: socket.socket, client_address: Any, server: CertServer) -> None:
         self.connection = connection
@@ -3113,8 +3114,23 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.station = str(client_address[0])
         if self.station.startswith("::ffff:"):  # IPv4 over an IPv6 socket
             self.station = self.station[7:]
-        self.buffer: Union[bytes, bytearray] = b""
         self.deadline = server.now + REQUEST_SECONDS
+        self.buffer: Union[bytes, bytearray] = b""
+        self.head: Optional[Head] = None
+        self.body_start = 0  # in the buffer, once there is a head
+        self.body = b""
+        self.unsent = b""
+        self.events = 0  # what the selector watches
+        self.idle = True  # between two requests
+        self.closing = False  # the last reply is decided: read no further request
+        self.finished = False  # the last reply is sent, or in `unsent`
+        self.draining = False
+        self.streaming = False  # a part of the reply is sent
+        self.waiting = False  # the reply comes from a job, which ends with the connection
+        self.more = False  # whole requests may be left in the buffer
+        self.held = False  # so they are, until the peer takes replies
+        self.due = 0  # replies that wait for the end of the turn
+        self.open = True
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -3127,18 +3143,20 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         except (OSError, MemoryError):
             self.close()
             return
+        if data and self.idle and not (self.buffer or self.waiting or self.closing or self.unsent):
+            text, _, body = data.partition(b"\r\n\r\n")
+            head = self.server.usual_heads.get(text)
+            if head and len(body) == head.length:  # as nearly always: one whole request, of a kind seen before
+                self.body = body
+                self._dispatch(head)
+                if self.closing and self.events:
+                    self.watch()
+                return
         if self.draining:
             if not data:
                 self.draining = False
                 self.settle()
         elif data:
-            if self.idle and not (self.buffer or self.waiting or self.closing or self.unsent):
-                text, _, body = data.partition(b"\r\n\r\n")
-                head = self.server.usual_heads.get(text)
-                if head and len(body) == head.length:  # as nearly always: one whole request, of a kind seen before
-                    self.body = body
-                    self._dispatch(head)
-                    return
             self._buffer(data)
             self.run()
         elif self.waiting:
@@ -3146,9 +3164,10 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         elif self.idle and not self.buffer:
             self.closing = True
             self._queue(b"", False, False)  # close behind what this turn still answers
-            self.watch()
         else:
             self.refuse(BadRequest("The connection ended in the middle of a request."))
+        if self.open:
+            self.watch()
 
     def _buffer(self, data: bytes) -> None:
         """Keep what has arrived behind what is there."""
@@ -3286,7 +3305,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             result = f"refused: {error.code}"
             bad = isinstance(error, BadRequest)
             self.reply(error.http_status, format_error(error), recorded=not bad)
-        event = RequestEvent(now, self.station, action, device_id or "-", name, result, product_key)
+        event = _new(RequestEvent, (now, self.station, action, device_id or "-", name, result, product_key))
         server.turn_events.append(event)
 
     def do_GET(self) -> None:
@@ -3396,8 +3415,6 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.flush()
         if events & READ and self.open:
             self.feed()
-            if self.open:
-                self.watch()
 
     def expire(self) -> None:
         """The deadline is over."""
@@ -4148,6 +4165,7 @@ const SENTENCES = [
   [/^Imported ([\d,]+) of ([\d,]+) rows(?: as batch (.*))?\.$/, "已导入 $1 行（共 $2 行），批次 $3。"],
   [/^Only (\d+) certificates of product (.+) are left.*/, "产品 $2 只剩 $1 个证书：请添加。"],
   [/^No certificate of product (.+) is left.*/, "产品 $1 已没有证书：请立即添加。"],
+  [/^The record could not be written \(no memory\).*/, "内存不足，无法写入记录，未分配任何证书：请关闭其他程序。"],
   [/^The record could not be written \((.+)\).*/, "无法写入记录（$1），因此没有分配任何证书：请清理磁盘空间。"],
   [/^An? import (?:file )?could not be (?:made|written) \((.+)\).*/, "无法写入导入文件（$1）：请清理磁盘空间。"],
   [/^The import could not be written \((.+)\).*/, "无法写入导入文件（$1）：请清理磁盘空间。"],
@@ -4626,6 +4644,7 @@ STATIONS_SHOWN = 60  # the latest
 RATE_MINUTES = 15  # that the present rate is measured over
 MAX_SUMS = 500  # (product, station) pairs counted one by one in an hour
 RECOVERED_BYTES = 32 * 1024 * 1024  # of the journal, at most, that tell of the time before a start
+COUNTED_TOGETHER = 500  # events; fewer at once cost more each
 COUNTED = {"allocated": 0, "Written": 1, "Failed": 2}  # results, and their place in a sum; refusals are the fourth
 RECOVERY_SLICE = 50  # events recovered in one step
 RECOVERED = {"allocate": "request", "rerequest": "request", "written": "burned", "failed": "failed"}  # kind, action
@@ -4643,6 +4662,9 @@ def _csp_hash(source: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
+_ALIKE = operator.attrgetter("time", "station", "action", "result", "product_key")  # events that count as one
+
+
 class Activity:
     """What happened in the last hours: sums of allocated, Written, Failed and refused, and the latest events.
 
@@ -4654,21 +4676,29 @@ class Activity:
         self.minutes: Sums = {}
         self.seen: Dict[str, int] = {}  # when each station was last heard of
         self.events: Deque[RequestEvent] = deque(maxlen=FEED_LENGTH)
+        self._uncounted: List[RequestEvent] = []
 
     def add(self, events: Sequence[RequestEvent]) -> None:
-        """Count events, the latest last."""
+        """Take events, the latest last; some are counted only when many have come together."""
         self.events.extend(events)
-        of_stations = [e for e in events if e.station and e.action not in OPERATIONS]  # not a person's, no sentence
-        self.seen.update({e.station: e.time for e in of_stations})
-        alike = Counter([(e.time // MINUTE, e.result, e.product_key, e.station) for e in of_stations])
-        for (minute, result, product_key, station), number in alike.items():
+        self._uncounted += events
+        if len(self._uncounted) >= COUNTED_TOGETHER:
+            self.count()
+
+    def count(self) -> None:
+        """Bring the sums up to date."""
+        events, self._uncounted = self._uncounted, []
+        for (moment, station, action, result, product_key), number in Counter(map(_ALIKE, events)).items():
+            if not station or action in OPERATIONS:  # a sentence, or what a person did
+                continue
+            self.seen[station] = moment
             column = 3 if result.startswith("refused") else COUNTED.get(result)
             if column is not None:
                 key = product_key, station
-                self._count(self.hours, minute * MINUTE // HOUR, SHIFT_HOURS, key, column, number)
-                self._count(self.minutes, minute, RATE_MINUTES, key, column, number)
+                self._add_up(self.hours, moment // HOUR, SHIFT_HOURS, key, column, number)
+                self._add_up(self.minutes, moment // MINUTE, RATE_MINUTES, key, column, number)
 
-    def _count(self, sums: Sums, period: int, kept: int, key: Tuple[str, str], column: int, number: int) -> None:
+    def _add_up(self, sums: Sums, period: int, kept: int, key: Tuple[str, str], column: int, number: int) -> None:
         if period not in sums:
             sums[period] = {}
             for old in [old for old in sums if old <= period - kept]:
@@ -4697,6 +4727,7 @@ class Activity:
                 before.add(latest)
                 latest.clear()
                 yield
+        before.count()
         for ours, theirs in ((self.hours, before.hours), (self.minutes, before.minutes)):
             for period, counts in theirs.items():
                 for key, values in counts.items():
@@ -4707,6 +4738,7 @@ class Activity:
 
     def snapshot(self, products: Iterable[Product], now: int) -> Dict[str, Any]:
         """Return what the page shows of it, with the rates that the last minutes give."""
+        self.count()
         first_hour = now // HOUR - SHIFT_HOURS + 1
         by_hour = {hour: [0, 0, 0, 0] for hour in range(first_hour, first_hour + SHIFT_HOURS)}
         by_station: Dict[str, List[int]] = {station: [0, 0, 0, 0] for station in self.seen}

@@ -332,6 +332,7 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
         "The row has 2 cells where the header line has 3.",
         "lamp-0001 is in the store with another DeviceSecret.",
         "lamp-0001 stands in the file before, with another secret.",
+        "The record could not be written (no memory), so nothing was given out: close other programs.",
         "Another program changed imports/000002-b.csv at once: find out which, and import again.",
         "There is no certificate of this DeviceName in the store: check the name.",
         "It is void, and a void certificate is never given out again.",

@@ -33,6 +33,7 @@ from certtool import (
     StoreBusy,
     StoreError,
     StoreUnavailable,
+    chain_digest,
 )
 from tests.identities import PRODUCT, rows
 from tests.stores import (
@@ -309,6 +310,28 @@ def test_a_failed_write_gives_nothing_out_and_the_next_one_works(
             line.service.commit()
         assert snapshot(line.state) == before
         assert files(store) == on_disk
+    monkeypatch.undo()
+    allocate(line.service, "C")
+    line.service.commit()
+    assert snapshot(read_store(store).state) == snapshot(line.state)
+
+
+def test_records_that_no_memory_is_left_for_give_nothing_out_and_the_next_ones_work(
+    line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, on_disk = snapshot(line.state), files(store)
+
+    def full(previous: str, body: bytes) -> str:
+        if b",C," in body:
+            raise MemoryError
+        return chain_digest(previous, body)
+
+    monkeypatch.setattr(certtool, "chain_digest", full)
+    for device_id in "BC":
+        allocate(line.service, device_id)
+    with pytest.raises(StoreUnavailable, match=r"\(no memory\), so nothing was given out: close other programs"):
+        line.service.commit()
+    assert (snapshot(line.state), files(store)) == (before, on_disk)
     monkeypatch.undo()
     allocate(line.service, "C")
     line.service.commit()
