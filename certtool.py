@@ -23,11 +23,12 @@ Map of the sections; each uses only those above it, and the pure ones know no fi
      8. Store: lock, import files, journal      15. Command line
 
 The flow of one request. `CertServer` (11) is one thread that turns a loop. In a turn it reads every ready connection;
-each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, encodes the event as
-a journal line (7) and applies it to the state. At the end of the turn the store (8) writes all lines with one write and
-one fsync: a group commit. Only then do the replies of the turn leave. State is never saved: it is the import files plus
-the journal, replayed through the same `apply`, so that the live and the recovered state cannot differ. Many plain
-events at once go through `apply_together`; tests hold the two to the same result.
+each whole request becomes a message (10), the service (9) asks the state machine (5) to `decide`, hands the event to
+the store (8) and applies it to the state. At the end of the turn the store encodes all events as journal lines (7) and
+makes them durable with one write and one fsync: a group commit. Only then do the replies of the turn leave. State is
+never saved: it is the import files plus the journal, replayed through the same `apply`, so that the live and the
+recovered state cannot differ. Many plain events at once go through `apply_together`; tests hold the two to the same
+result.
 """
 
 from __future__ import annotations
@@ -458,7 +459,7 @@ TABLE: Tuple[Tuple[Cell, ...], ...] = (
 # fmt: on
 
 
-_new = tuple.__new__  # a NamedTuple in a third of the time of its own call
+_new = tuple.__new__  # a NamedTuple in two fifths of the time of its own call
 NO_DETAIL: Mapping[str, Any] = {}
 
 
@@ -2318,8 +2319,8 @@ def _now() -> int:
 # ======================================================================================================================
 # 9. Service: decide, record, commit
 # ======================================================================================================================
-# Every change goes one way: `decide`, journal line, `apply`; then `commit` makes all of a turn durable. Who answers
-# before `commit` has returned lies. When it raises, everything since the last commit is taken back.
+# Every change goes one way: `decide`, `append`, `apply`; then `commit` makes all of a turn durable. Who answers before
+# `commit` has returned lies. When it raises, everything since the last commit is taken back.
 
 QUERY_COLUMNS = (
     "DeviceName",
