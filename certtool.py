@@ -773,6 +773,8 @@ class State:
         product = self.products.get(keys[0])
         if product is None or keys.count(keys[0]) != len(keys) or not EFFECTS.keys() >= set(events.kinds):
             return 0
+        if self._allocate_in_order(product, events):
+            return len(keys)
         status, device, station_of, same = self._status, self._device, self._station, self._stations
         numbers, devices, order = product.names, product.devices, product.order
         due, due_number = product.due
@@ -791,15 +793,10 @@ class State:
                 if number >= len(device):
                     self._grow(number)
                 now = status[number]
-                if (
-                    now == UNALLOCATED
-                    and kind == "allocate"
-                    and device_id
-                    and not device[number]
-                    and devices.setdefault(device_id, number) == number
-                ):
+                if now == UNALLOCATED and kind == "allocate" and device_id and not device[number]:
                     status[number] = ALLOCATED
                     device[number] = device_id
+                    devices[device_id] = number
                     station_of[number] = same.setdefault(station, station)
                     self._allocated_at[number] = moment
                     allocated.append(number)
@@ -817,6 +814,30 @@ class State:
             for stock, many in Counter(map(self._stock_of.__getitem__, moved)).items():
                 self._count(product, stock, old, new, many)
         return done
+
+    def _allocate_in_order(self, product: Product, events: Events) -> bool:
+        """Apply events that give free certificates to as many new devices in the order of import; False if others."""
+        many, device_ids, first = len(events.kinds), events.device_ids, product.due[1]
+        numbers, pool = range(first, first + many), product.pool
+        if (
+            events.kinds.count("allocate") != many
+            or self.names[first : numbers.stop] != events.device_names
+            or not (isinstance(pool, range) and first in pool and numbers[-1] in pool)
+            or self._status.count(UNALLOCATED, first, numbers.stop) != many
+            or not all(device_ids)
+        ):
+            return False
+        self._grow(numbers[-1])
+        self._status[first : numbers.stop] = bytes((ALLOCATED,)) * many
+        self._device[first : numbers.stop] = device_ids
+        self._station[first : numbers.stop] = map(self._stations.setdefault, events.stations, events.stations)
+        self._allocated_at[first : numbers.stop] = array("q", events.times)
+        product.devices.update(zip(device_ids, numbers))
+        product.due = next(itertools.islice(product.order, many - 1, None), NOBODY)
+        self._pass_over(product)
+        for stock, moved in Counter(self._stock_of[first : numbers.stop]).items():
+            self._count(product, stock, UNALLOCATED, ALLOCATED, moved)
+        return True
 
     def restore(self, undo: Undo) -> None:
         """Take back the latest event: the certificate, its device, and its place among the free ones are as before."""
@@ -882,8 +903,12 @@ class State:
     def _pass_over(self, product: Product) -> Sequence[int]:
         """Let cursor and `returned` stand at free certificates again; return the numbers that left `returned`."""
         pool, cursor, returned = product.pool, product.cursor, product.returned
-        while cursor < len(pool) and self._status[pool[cursor]] != UNALLOCATED:
-            cursor += 1
+        if isinstance(pool, range):
+            found = self._status.find(UNALLOCATED, pool.start + cursor, pool.stop)
+            cursor = len(pool) if found < 0 else found - pool.start
+        else:
+            while cursor < len(pool) and self._status[pool[cursor]] != UNALLOCATED:
+                cursor += 1
         product.cursor = cursor
         if not returned:
             return ()

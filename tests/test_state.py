@@ -7,7 +7,8 @@ import copy
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -465,6 +466,109 @@ def test_events_that_are_applied_together_change_what_each_of_them_changes(
                 break
     assert done == applied
     assert everything(together) == everything(one_by_one)
+
+
+ODD: Dict[str, Dict[str, Any]] = {  # what may happen among allocations in the order of import
+    "nothing else": {},
+    "a report": {"kind": "written"},
+    "no device": {"device_id": ""},
+    "a device twice": {"device_id": "D0"},
+    "a device that holds one": {"device_id": "H0"},
+    "a name out of order": {"device_name": "name0000"},
+    "a void one": {},
+}
+
+
+@given(
+    held=st.integers(0, 2),
+    first=st.integers(1, 4),
+    second=st.integers(1, 5),
+    odd=st.sampled_from(sorted(ODD)),
+    place=st.integers(0, 4),
+    split=st.booleans(),
+)
+def test_a_run_of_allocations_in_the_order_of_import_changes_what_each_of_them_changes(
+    held: int, first: int, second: int, odd: str, place: int, split: bool
+) -> None:
+    one_by_one = new_state(7 if split else 20)
+    more(one_by_one, 13 if split else 0, batch="another")
+    for number in range(held):
+        one_by_one.apply(Event("allocate", 1, PK, f"name{number:04d}", f"H{number}", STATION))
+    if odd == "nothing else" and place:
+        one_by_one.apply(Event("void", 1, PK, f"name{held + first + second + place:04d}"))
+    together = copy.deepcopy(one_by_one)
+    events = [
+        Event("allocate", 5 + turn, PK, f"name{held + turn:04d}", f"D{turn}", f"192.0.2.{turn % 3}")
+        for turn in range(first + second)
+    ]
+    place = min(place, len(events) - 1)
+    if odd == "a void one":
+        for state in (one_by_one, together):
+            state.apply(Event("void", 1, PK, events[place].device_name))
+    events[place] = events[place]._replace(**ODD[odd])
+    for event in events:
+        one_by_one.apply(event)
+    in_order: List[bool] = []
+
+    def watched(state: State, product: Product, block: Events) -> bool:
+        in_order.append(allocate_in_order(state, product, block))
+        return in_order[-1]
+
+    allocate_in_order = State._allocate_in_order
+    with mock.patch.object(State, "_allocate_in_order", watched):
+        blocks = [[event] for event in events[:1] if held]  # after it the next ones are met in order
+        rest = events[len(blocks) :]
+        blocks += [block for block in (rest[:first], rest[first:]) if block]
+        for block in blocks:
+            assert together.apply_together(Events(*map(list, zip(*block)))) == len(block)
+    assert everything(together) == everything(one_by_one)
+    if odd == "nothing else":
+        assert in_order == [not held or bool(turn) for turn in range(len(blocks))]
+
+
+@pytest.mark.parametrize("bound", [("A", "", ""), ("", "A", ""), ("", "", "A")], ids=["first", "between", "last"])
+@pytest.mark.parametrize("twice", [False, True], ids=["one import", "around another product"])
+def test_a_run_of_allocations_meets_what_is_bound_in_advance_or_is_another_product_s(
+    bound: Sequence[str], twice: bool
+) -> None:
+    one_by_one = State()
+    names = [f"name{number:04d}" for number in range(6)]
+    imports = [([PK] * 3, names[:3], bound), ([OTHER] * 2, names[3:5], ["", ""]), ([PK] * 3, names[3:], [""] * 3)]
+    for keys, some, device_ids in imports if twice else imports[:1]:
+        staged = Staged(len(one_by_one.names), "batch")
+        staged.add(keys, some, device_ids)
+        one_by_one.prepared.append(staged)
+        one_by_one.apply(Event("import", 2, detail={}))
+    together = copy.deepcopy(one_by_one)
+    for some in (names[:4], names[4:]) if twice else (names[:3],):
+        events = [Event("allocate", 3, PK, name, f"D-{name}", STATION) for name in some]
+        for event in events:
+            one_by_one.apply(event)
+        assert together.apply_together(Events(*map(list, zip(*events)))) == len(events)
+    assert everything(together) == everything(one_by_one)
+    assert together.products[PK].counts[UNALLOCATED] == together.products[PK].bound == 0
+
+
+def test_each_product_is_given_out_in_its_own_order_while_the_other_has_free_ones() -> None:
+    state = new_state(3)
+    more(state, 4, product=OTHER)
+
+    def give(product: str, device_id: str) -> str:
+        _, event = state.decide(Command(REQUEST, product, device_id=device_id, station=STATION), 1000)
+        assert event
+        state.apply(event)
+        assert true_to_itself(state)
+        return event.device_name
+
+    assert [give(OTHER, device_id) for device_id in "AB"] == ["name0003", "name0004"]
+    assert [give(PK, device_id) for device_id in "ABC"] == ["name0000", "name0001", "name0002"]
+    with pytest.raises(PoolExhausted):
+        give(PK, "D")
+    more(state, 2)
+    assert [give(PK, device_id) for device_id in "DE"] == ["name0007", "name0008"]
+    assert [give(OTHER, device_id) for device_id in "CD"] == ["name0005", "name0006"]
+    with pytest.raises(PoolExhausted):
+        give(OTHER, "E")
 
 
 def test_certificates_that_are_given_out_in_order_are_met_without_a_look_up_also_after_a_gap() -> None:
