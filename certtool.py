@@ -1666,20 +1666,14 @@ class ImportFile:
         keys, names, _, _, _, device_ids, _ = decode_columns(text, len(IMPORT_COLUMNS))
         staged.add(keys, names, device_ids)
 
-    def find_rows(self, rows: int) -> Generator[None, None, None]:
-        """Note where the rows of a new file start, a part in each step.
-
-        Raises OSError, or StoreUnavailable where there are not as many as were written.
-        """
+    def find_rows(self) -> Generator[None, None, None]:
+        """Note where the rows of a new file start, a part in each step. Raises OSError."""
         with open(self.path, "rb") as file:
             offset = len(file.readline())
             for data in _whole_lines(file):
                 self.add_offsets(data.splitlines(), offset)
                 offset += len(data)
                 yield
-        if len(self.offsets) != rows:
-            name = os.path.basename(self.path)
-            raise StoreUnavailable(f"Another program changed imports/{name} at once: find out which, and import again.")
 
     def add_offsets(self, lines: Sequence[Sized], offset: int) -> None:
         """Note where rows start, the first at `offset`; `lines` are without their line ends."""
@@ -1695,6 +1689,8 @@ class ImportFile:
         """
         found = self._ahead.get(number)
         if found is None:
+            if not self.offsets:
+                deque(self.find_rows(), 0)
             if self.file is None:
                 self.file = open(self.path, "rb")  # noqa: SIM115 - kept open, closed by the store
             self.file.seek(self.offsets[number - self.first])
@@ -2437,8 +2433,8 @@ def _digest_of_source(upload: Upload, options: ImportOptions) -> Generator[None,
     return digest.hexdigest()
 
 
-def _in_a_thread(action: Callable[[], None]) -> Generator[None, None, None]:
-    """Run what waits for the disk beside the turns of the server. Raises what it raised.
+def _in_a_thread(action: Callable[[], None], meanwhile: Iterator[None]) -> Generator[None, None, None]:
+    """Run what waits for the disk beside the turns of the server, and beside `meanwhile`. Raises what they raised.
 
     Not by threading.Thread: without memory its thread ends before it begins, and `start` waits for it for ever. Here
     the caller does the work itself when no thread has begun it in time.
@@ -2459,6 +2455,7 @@ def _in_a_thread(action: Callable[[], None]) -> Generator[None, None, None]:
     with contextlib.suppress(RuntimeError, MemoryError):  # no thread is to be had
         _thread.start_new_thread(run, ())
     try:
+        yield from meanwhile
         while not results:
             yield
             if time.monotonic() > began + THREAD_SECONDS:
@@ -2478,7 +2475,7 @@ CHANGED = "{} was changed while it was read: close it elsewhere, and import it a
 
 
 class _Import:
-    """One file on its way into the store. `hashes` tells an identical row from one with another secret.
+    """One file on its way into the store. `hashes` tells an identical row from another one of the same key and name.
 
     It takes one for the other once in four billion times, and is half as large as one that would never do so.
     """
@@ -2493,8 +2490,20 @@ class _Import:
         """Take certificates that are neither in the store nor in the files before."""
         keys, names, _, _, _, device_ids = columns
         self.staged.add(keys, names, device_ids)
-        low_bits = map(operator.and_, map(hash, zip(*columns)), itertools.repeat(ROW_HASH))
+        low_bits = map(operator.and_, map(hash, zip(*columns[2:])), itertools.repeat(ROW_HASH))
         self.hashes.extend(array("I", low_bits))
+
+    def find_rows(self) -> Generator[None, None, None]:
+        """Note where the rows start, a part in each step: whoever serves them needs to know.
+
+        Raises OSError, or StoreUnavailable where there are not as many as were written.
+        """
+        assert self.writer
+        imported = self.writer.imported
+        yield from imported.find_rows()
+        if len(imported.offsets) != len(self.staged.names):
+            name = os.path.basename(imported.path)
+            raise StoreUnavailable(f"Another program changed imports/{name} at once: find out which, and import again.")
 
     def event(self) -> Event:
         """The event that makes the file part of the store."""
@@ -2522,11 +2531,13 @@ class Service:
         state: State,
         notify: Callable[[str], None] = lambda sentence: None,
         require_device_id: bool = False,
+        serving: bool = True,
     ) -> None:
         self.store = store
         self.state = state
         self.notify = store.warn = notify
         self.require_device_id = require_device_id
+        self.serving = serving  # so what is imported will be read
         self.importing: Optional[ImportReport] = None  # what the import that is under way has done so far
         self._undo: List[Undo] = []
 
@@ -2668,8 +2679,7 @@ class Service:
                 for new in imports:
                     if new.writer and new.staged.names:
                         new.hashes = array("I")  # makes room for what follows
-                        yield from new.writer.imported.find_rows(len(new.staged.names))
-                        yield from _in_a_thread(new.writer.sync)
+                        yield from _in_a_thread(new.writer.sync, new.find_rows() if self.serving else iter(()))
                 self._adopt([new for new in imports if new.staged.names])
         except OSError as error:
             raise StoreUnavailable(
@@ -2770,7 +2780,7 @@ class Service:
             if staged:
                 number = staged.names.get(row.device_name)
                 if number is not None:
-                    if other.hashes[number - other.staged.first] != hash(row) & ROW_HASH:
+                    if other.hashes[number - other.staged.first] != hash(row[2:]) & ROW_HASH:
                         return f"{row.device_name} stands in the file before, with another secret."
                     return DUPLICATE
                 if row.device_id and row.device_id in staged.devices:
@@ -5594,7 +5604,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 def _import_first(service: Service, uploads: Sequence[Upload]) -> None:
-    report = _run_job(service.import_files(uploads, ImportOptions(who=_who())), uploads)
+    report = _run_import(service, uploads, ImportOptions(who=_who()))
     _print_report(report, sys.stdout)
     if not report.ok:
         raise Refused("Nothing was imported, so the server does not start: mend the file, or leave --import out.")
@@ -5713,8 +5723,7 @@ def run_import(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace, uploads: Sequence[Upload], how: ImportOptions) -> ImportReport:
     try:
         if how.dry_run and not os.path.isdir(store_folder(options.data)):
-            service = Service(Store(store_folder(options.data), writer=False), State())
-            return _run_job(service.import_files(uploads, how), uploads)
+            return _run_import(Service(Store(store_folder(options.data), writer=False), State()), uploads, how)
         store, state = _open_store(options, writer=not how.dry_run)
     except StoreBusy as busy:
         files = [[upload.name, upload.size] for upload in uploads]
@@ -5723,7 +5732,7 @@ def _import(options: argparse.Namespace, uploads: Sequence[Upload], how: ImportO
         vars(report).update(reply["Report"])
         return report
     with contextlib.closing(store):
-        return _run_job(Service(store, state).import_files(uploads, how), uploads)
+        return _run_import(Service(store, state, serving=False), uploads, how)
 
 
 class _Source(io.FileIO):
@@ -5770,11 +5779,13 @@ def _contents(upload: Upload) -> Iterator[bytes]:
         raise Refused(CHANGED.format(upload.name))
 
 
-def _run_job(job: Generator[None, None, ImportReport], uploads: Sequence[Upload]) -> ImportReport:
+def _run_import(service: Service, uploads: Sequence[Upload], how: ImportOptions) -> ImportReport:
     """Run an import to its end here. Of a long one a terminal sees how far it is."""
     progress = _ProgressLine()
+    job = service.import_files(uploads, how)
     size = sum(upload.size for upload in uploads)
-    steps = size // IMPORT_SLICE + 2 * (size // FILE_PIECE) + size // READ_BYTES + 1  # rows, two digests, `find_rows`
+    steps = size // IMPORT_SLICE + 2 * (size // FILE_PIECE) + 1  # rows, two digests
+    steps += service.serving * (size // READ_BYTES)  # `find_rows`
     try:
         done = 0
         while True:

@@ -383,6 +383,14 @@ def test_an_import_file_that_another_program_changes_at_once_is_not_taken(
     assert (snapshot(line.state), files(store)) == (before, on_disk)
 
 
+def test_what_a_command_imported_can_be_read_by_it_all_the_same(line: Opened) -> None:
+    service = Service(line.store, line.state, serving=False)
+    import_files(service, upload([NEW, NEW._replace(device_name="new-0002")], "b.csv"))
+    number = line.state.products[PRODUCT].names["new-0002"]
+    assert service.row(number)[:2] == ("new-0002", PRODUCT)
+    assert service.row(number - 1)[0] == "new-0001"
+
+
 def test_an_import_is_refused_where_its_device_got_another_certificate_meanwhile(line: Opened, store: Path) -> None:
     on_disk = files(store)
     job = staged(line, Credential(PRODUCT, "new-0001", "x", device_id="B"))
