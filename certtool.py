@@ -832,8 +832,9 @@ class State:
         self._device[first : numbers.stop] = device_ids
         self._station[first : numbers.stop] = map(self._stations.setdefault, events.stations, events.stations)
         self._allocated_at[first : numbers.stop] = array("q", events.times)
-        product.devices.update(zip(device_ids, numbers))
-        product.due = next(itertools.islice(product.order, many - 1, None), NOBODY)
+        pairs = [product.due, *itertools.islice(product.order, many - 1)]
+        product.devices.update(zip(device_ids, map(operator.itemgetter(1), pairs)))  # one object for each number
+        product.due = next(product.order, NOBODY)
         self._pass_over(product)
         for stock, moved in Counter(self._stock_of[first : numbers.stop]).items():
             self._count(product, stock, UNALLOCATED, ALLOCATED, moved)
