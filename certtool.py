@@ -816,7 +816,7 @@ class State:
         return done
 
     def _allocate_in_order(self, product: Product, events: Events) -> bool:
-        """Apply events that give free certificates to as many new devices in the order of import; False if others."""
+        """Apply events that all give free certificates away in the order of import; else change nothing: False."""
         many, device_ids, first = len(events.kinds), events.device_ids, product.due[1]
         numbers, pool = range(first, first + many), product.pool
         if (

@@ -526,6 +526,14 @@ def test_a_run_of_allocations_in_the_order_of_import_changes_what_each_of_them_c
         assert in_order == [not held or bool(turn) for turn in range(len(blocks))]
 
 
+def test_a_run_of_allocations_keeps_no_second_object_for_a_number() -> None:
+    state = new_state(600)  # small numbers are one object anyway
+    product = state.products[PK]
+    events = [Event("allocate", 1, PK, f"name{number:04d}", f"D{number}") for number in range(600)]
+    assert state.apply_together(Events(*map(list, zip(*events)))) == 600
+    assert all(product.devices[f"D{number}"] is product.names[f"name{number:04d}"] for number in range(600))
+
+
 @pytest.mark.parametrize("bound", [("A", "", ""), ("", "A", ""), ("", "", "A")], ids=["first", "between", "last"])
 @pytest.mark.parametrize("twice", [False, True], ids=["one import", "around another product"])
 def test_a_run_of_allocations_meets_what_is_bound_in_advance_or_is_another_product_s(
