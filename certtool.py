@@ -2387,6 +2387,15 @@ class ImportOptions(NamedTuple):
     dry_run: bool = False
     who: str = ""
 
+    def fixed(self) -> Dict[str, str]:
+        """Return by column what fills it in every row, where the file has no such column."""
+        return dict(zip(OPTIONAL_FROM, self[1:4]))
+
+    def wrong(self) -> Tuple[str, str]:
+        """Return the first column of `fixed` whose value is given and wrong, and why; two empty texts if there is none."""
+        wrong = ((column, check_field(column, value)) for column, value in self.fixed().items() if value)
+        return next(((column, reason) for column, reason in wrong if reason), ("", ""))
+
 
 class ImportReport:
     """What an import did: counts of rows, and what is wrong with each bad row or file. `ok`: it took effect."""
@@ -2697,14 +2706,9 @@ class Service:
         self, upload: Upload, options: ImportOptions, source: str, imports: List[_Import], report: ImportReport
     ) -> Generator[None, None, None]:
         """Read one file into a new entry of `imports`, or find out what is wrong with it."""
-        given = {
-            "ProductKey": options.product_key,
-            "ProductSecret": options.product_secret,
-            "ProductID": options.product_id,
-        }
         with upload.open() as data:
             try:
-                file = IdentityFile(data, given)
+                file = IdentityFile(data, options.fixed())
             except BadFile as error:
                 report.reject(upload.name, error.line, str(error))
                 return
@@ -3005,6 +3009,8 @@ def parse_object(body: bytes) -> Dict[str, Any]:
             raise ValueError("more than one value")
         if _is_too_deep(text):
             raise RecursionError
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is a ValueError (RFC 7493, 2.1)
     except UnicodeDecodeError:
         raise BadRequest("The body is not UTF-8.") from None
     except (ValueError, StopIteration):
@@ -3798,11 +3804,15 @@ class CertServer(http.server.HTTPServer):
         try:
             fields = parse_object(body.readline())
             options = ImportOptions(**fields["options"])
+            if [type(value) for value in options] != [type(value) for value in ImportOptions()]:
+                raise TypeError("an option of another type")
             uploads = [Upload.of(str(name), body.read(size)) for name, size in fields["files"]]
         except (KeyError, TypeError, ValueError):
             raise BadRequest("The import request is malformed.") from None
         if [upload.size for upload in uploads] != [size for _, size in fields["files"]] or body.read(1):
             raise BadRequest("The import request does not hold the files that it names.")
+        if options.wrong()[1]:
+            raise BadRequest(options.wrong()[1])
         options = options._replace(who=options.who or self.site.who)
         self.start_job("import", self._import(handler, uploads, options), handler)
 
@@ -5701,10 +5711,9 @@ def run_import(options: argparse.Namespace) -> int:
             options.dry_run,
             _who(),
         )
-        for column, value in zip(("ProductKey", "ProductSecret", "ProductID"), how[1:4]):
-            wrong = check_field(column, value) if value else ""
-            if wrong:
-                raise UsageError(f"{OPTIONAL_FROM[column]}: {wrong}")
+        column, reason = how.wrong()
+        if reason:
+            raise UsageError(f"{OPTIONAL_FROM[column]}: {reason}")
         report = _import(options, [_read_upload(path) for path in options.files], how)
     except CertToolError as error:
         if not options.json or error.exit_code == 2:

@@ -576,6 +576,12 @@ def test_nobody_else_on_this_pc_can_read_the_store(server: StartServer, store: P
         ("import", b'{"options": {}, "files": [["a", "b"]]}\n', (400, "The import request is malformed.")),
         ("import", b'{"options": {}, "files": [["a", 9]]}\n1', (400, "does not hold the files that it names.")),
         ("import", b'{"options": {}, "files": []}\nmore', (400, "does not hold the files that it names.")),
+        ("import", b'{"options": {"batch": 5}, "files": []}\n', (400, "The import request is malformed.")),
+        ("import", b'{"options": {"skip_bad": "no"}, "files": []}\n', (400, "The import request is malformed.")),
+        ("import", b'{"options": {"batch": "\\ud800"}, "files": []}\n', (400, "The body is not one JSON object.")),
+        ("import", b'{"options": {"product_key": "a b"}, "files": []}\n', (400, "characters without white space.")),
+        ("import", b'{"options": {"product_secret": "1.2E+15"}, "files": []}\n', (400, "save it in a spreadsheet.")),
+        ("import", b'{"options": {"product_id": "\xc3\xa9"}, "files": []}\n', (400, "characters without white space.")),
     ],
 )
 def test_a_management_request_that_means_nothing_is_refused(
