@@ -44,6 +44,7 @@ import errno
 import functools
 import gc
 import getpass
+import glob
 import hashlib
 import hmac
 import http.client
@@ -64,7 +65,6 @@ import socket
 import socketserver
 import struct
 import sys
-import sysconfig
 import threading
 import time
 import urllib.parse
@@ -2392,7 +2392,7 @@ class ImportOptions(NamedTuple):
         return dict(zip(OPTIONAL_FROM, self[1:4]))
 
     def wrong(self) -> Tuple[str, str]:
-        """Return the first column of `fixed` whose value is given and wrong, and why; two empty texts if there is none."""
+        """Return the first column of `fixed` with a value that is wrong, and why; two empty texts if there is none."""
         wrong = ((column, check_field(column, value)) for column, value in self.fixed().items() if value)
         return next(((column, reason) for column, reason in wrong if reason), ("", ""))
 
@@ -2913,7 +2913,7 @@ ACTION_NAMES = ("request", "burned", "failed")
 
 _REQUEST_LINE = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/(\d\.\d)")
 _HEADER_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*)")
-_LENGTH = re.compile(r"\d{1,12}")
+_LENGTH = re.compile(r"\d{1,20}")
 _KEY = re.compile(rf"[ -~]{{1,{FIELD_LENGTH}}}")
 _DEVICE_ID = re.compile(rf"[ -~]{{0,{DEVICE_ID_LENGTH}}}")
 
@@ -2945,7 +2945,7 @@ def parse_head(data: bytes) -> Head:
         name, value = match[1].lower(), match[2].rstrip(" \t")
         if name in headers and name in ("content-length", "transfer-encoding", "host", "authorization"):
             raise BadRequest(f"The header {name} came twice.")
-        headers[name] = value
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     if "transfer-encoding" in headers:
         raise BadRequest("A chunked body is not supported: send Content-Length.", 501)
     length = headers.get("content-length", "" if method == "POST" else "0")
@@ -3290,6 +3290,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.server.check_manager(self, head)
             limit = MAX_UPLOAD
             self.deadline = self.server.now + UPLOAD_SECONDS
+        if head.length > limit == MAX_UPLOAD:
+            raise BadRequest("A running server takes files of 256 MiB at most: stop it and import then.", 413)
         if head.length > limit:
             raise BadRequest(f"The body is longer than {limit} bytes.", 413)
         if "expect" in head.headers and there < head.length:
@@ -3574,8 +3576,16 @@ class CertServer(http.server.HTTPServer):
         """Bind; the base class would ask DNS for our name, 30 s on a PC that has none."""
         if sys.platform == "win32":
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # :: is all addresses, also on Windows
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    @property
+    def own_address(self) -> str:
+        """The loopback address at which programs on this PC reach this server."""
+        host = "::1" if self.server_name == "::" else self.server_name
+        return host if is_loopback(host) else "127.0.0.1"
 
     def serve_forever(self, poll_interval: float = TICK_SECONDS) -> None:
         """Turn the loop until `stopping` is set; then send what is still to be sent, and close."""
@@ -3596,6 +3606,10 @@ class CertServer(http.server.HTTPServer):
             self.now = time.monotonic()
         for handler in list(self.connections):
             handler.close()
+
+    def stop(self, *_: Any) -> None:
+        """Let the present turn be the last."""
+        self.stopping = True
 
     def server_close(self) -> None:
         """Close what the server holds; called by `with`."""
@@ -4851,7 +4865,8 @@ class Page(Site):
 
     def link(self) -> str:
         """The address that opens the page: it holds the token, so it is for the operator alone."""
-        host = "[::1]" if self.server.server_name == "::1" else "127.0.0.1"
+        host = self.server.own_address
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.server.server_port}/?token={self._token}"
 
     def events(self, events: Sequence[RequestEvent]) -> None:
@@ -5524,9 +5539,9 @@ def store_folder(option: Optional[str]) -> str:
     given = option or os.environ.get("CERTTOOL_DATA")
     if given:
         return os.path.abspath(given)
-    here = os.path.dirname(os.path.abspath(__file__))
-    installed = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
-    if here in map(os.path.abspath, installed) or os.path.basename(here) in ("site-packages", "dist-packages"):
+    here = os.path.dirname(os.path.realpath(__file__))
+    by_pip = glob.glob(os.path.join(glob.escape(here), "certtool-*.dist-info"))
+    if by_pip or os.path.basename(here) in ("site-packages", "dist-packages"):
         raise UsageError("An installed certtool has no folder of its own: name the store with --data or CERTTOOL_DATA.")
     return os.path.join(here, DEFAULT_STORE)
 
@@ -5557,7 +5572,8 @@ def _open_store(
     about: Sequence[str] = (),
 ) -> Tuple[Store, State]:
     """Open and load the store, or what is `about` some names; say on stderr what was found there. Raises StoreError."""
-    marks, mirror = marks_folder() if writer else None, getattr(options, "mirror", None) or ""
+    marks = marks_folder() if writer or options.command == "import" else None  # a dry run refuses what an import would
+    mirror = getattr(options, "mirror", None) or ""
     store = Store(store_folder(options.data), options.command, writer, marks, mirror, accept)
     state, progress = State(), _ProgressLine()
     try:
@@ -5576,7 +5592,8 @@ def _open_store(
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C or SIGTERM, which end the start as cleanly as the work."""
+    _on_signals(signal.default_int_handler)  # until there is a server to stop
     uploads = [_read_upload(path) for path in options.files]
     console = Console(sys.stdout)
 
@@ -5595,7 +5612,7 @@ def run_serve(options: argparse.Namespace) -> int:
                 if uploads:
                     _import_first(server.service, uploads)
                 _announce(server, store)
-                _stop_on_signals(server)
+                _on_signals(server.stop)
                 gc.freeze()  # the state lives as long as the process: do not search a million strings for garbage
                 gc.set_threshold(100_000)  # requests leave none but by an error
                 _print_start(store, state)
@@ -5603,6 +5620,9 @@ def run_serve(options: argparse.Namespace) -> int:
                 _print_ready(server)
                 with _opened(page.link(), store.folder) if page and options.open else contextlib.nullcontext():
                     server.serve_forever()
+    except KeyboardInterrupt:
+        print("Stopped before it was ready: nothing was given out.", flush=True)
+        return 0
     finally:
         clean = console.close()
     if not clean:
@@ -5624,15 +5644,12 @@ def _import_first(service: Service, uploads: Sequence[Upload]) -> None:
 def _announce(server: CertServer, store: Store) -> None:
     """Tell other commands on this PC how to reach the server: the lock file is for this user alone."""
     assert store.lock
-    host = {"::": "::1"}.get(server.server_name, server.server_name)
-    address = {"host": host if is_loopback(host) else "127.0.0.1", "port": server.server_port}
+    address = {"host": server.own_address, "port": server.server_port}
     store.lock.announce({"pid": os.getpid(), "command": "serve", **address, "token": server.token})
 
 
-def _stop_on_signals(server: CertServer) -> None:
-    def stop(_number: int, _frame: Any) -> None:
-        server.stopping = True
-
+def _on_signals(stop: Callable[[int, Any], None]) -> None:
+    """Let whatever asks a program to end call `stop`."""
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     if sys.platform == "win32":
@@ -5677,7 +5694,9 @@ def _opened(link: str, folder: str) -> Iterator[None]:
 
 def _print_ready(server: CertServer) -> None:
     host, port = str(server.server_address[0]), server.server_port
-    hosts = ["127.0.0.1", *_lan_addresses()] if host == "0.0.0.0" else [f"[{host}]" if ":" in host else host]
+    hosts = [f"[{host}]" if ":" in host else host]
+    if host in ("0.0.0.0", "::"):
+        hosts = ["127.0.0.1", *_lan_addresses()]
     print("Waiting for client request: " + "  ".join(f"http://{name}:{port}" for name in hosts), flush=True)
 
 
@@ -5720,14 +5739,18 @@ def run_import(options: argparse.Namespace) -> int:
             raise
         report = ImportReport(options.dry_run)
         report.ok = False
-        report.reject("", 0, str(error))
+        report.reject("", 0, str(error))  # of no row
+        print(json.dumps(report.as_json()))
+        raise
     if options.json:
         print(json.dumps(report.as_json()))
     else:
         _print_report(report, sys.stdout)
     if report.ok:
         return 0
-    return _fail("Nothing was imported: mend the rows, or import the good ones with --skip-bad.", 1)
+    if len(report.errors) == report.rejected:
+        return _fail("Nothing was imported: mend the rows, or import the good ones with --skip-bad.", 1)
+    return _fail("Nothing was imported: leave out, or mend, the file that cannot be used as a whole.", 1)
 
 
 def _import(options: argparse.Namespace, uploads: Sequence[Upload], how: ImportOptions) -> ImportReport:
@@ -5851,6 +5874,7 @@ def run_operation(options: argparse.Namespace) -> int:
     """Release or void a certificate, here or through the server that runs on the store."""
     verb, force = OPERATIONS[options.command], getattr(options, "force", False)
     name, key, reason, who = options.device_name, options.product_key, options.reason, _who()
+    _need_store(options)
     try:
         store, state = _open_store(options, writer=True)
     except StoreBusy as busy:
@@ -5869,13 +5893,19 @@ def run_accept_restore(options: argparse.Namespace) -> int:
     """Let an old copy of the store be served: a person knows which devices it has forgotten, and says why."""
     if not options.reason.strip():
         raise Refused("A reason is needed: give it with --reason.")
-    if not os.path.isdir(store_folder(options.data)):
-        raise Refused("There is no store to accept: name it with --data.")
+    _need_store(options)
     store, state = _open_store(options, writer=True, accept={"who": _who(), "reason": options.reason.strip()})
     with contextlib.closing(store):
         left = sum(product.free for product in state.products.values())
     print(f"The old copy counts now, with {left:,} free certificates. The journal says who accepted it and why.")
     return 0
+
+
+def _need_store(options: argparse.Namespace) -> None:
+    """Raise Refused where there is no store yet: a new one holds nothing that this command is about."""
+    folder = Store(store_folder(options.data), writer=False).folder  # refuses what can be no folder
+    if not os.path.isdir(folder):
+        raise Refused(f"There is no store at {folder}: name it with --data.")
 
 
 def _who() -> str:
@@ -6018,7 +6048,7 @@ def _query(options: argparse.Namespace, service: Service) -> Iterator[Tuple[str,
 def _print_json(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     separator = "["
     for row in rows:
-        print(separator + json.dumps(dict(zip(columns, row)), ensure_ascii=False), end="")
+        print(separator + json.dumps(dict(zip(columns, row))), end="")
         separator = ",\n "
     print("]" if separator != "[" else "[]")
 

@@ -111,9 +111,22 @@ def test_the_report_as_json_is_one_object_also_when_it_refuses(certtool: RunCert
     assert (report["read"], report["imported"], report["rejected"]) == (5, 0, 3)
     assert [set(error) for error in report["errors"]] == [{"file", "line", "message"}] * 3
     assert [(error["file"], error["line"]) for error in report["errors"]] == [("bad.csv", n) for n in (3, 4, 6)]
-    missing_file = json.loads(certtool("import", "no.csv", "--json", "--data", store, ok=1).stdout)
-    assert (missing_file["imported"], len(missing_file["errors"])) == (0, 1)
-    assert "no.csv cannot be read" in missing_file["errors"][0]["message"]
+    done = certtool("import", "no.csv", "--json", "--data", store, ok=1)
+    missing_file = json.loads(done.stdout)
+    assert (missing_file["imported"], missing_file["ok"], len(missing_file["errors"])) == (0, False, 1)
+    assert (missing_file["errors"][0]["file"], missing_file["errors"][0]["line"]) == ("", 0)
+    assert done.stderr == f"certtool: {missing_file['errors'][0]['message']}\n"
+    assert "no.csv cannot be read" in done.stderr
+
+
+def test_a_file_without_any_certificate_is_not_skipped_as_a_bad_row(
+    certtool: RunCerttool, store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.csv").write_text("part,amount\nscrew,7\n", encoding="utf-8")
+    done = certtool("import", SAMPLE, tmp_path / "other.csv", "--skip-bad", "--data", store, ok=1)
+    assert "other.csv:1: The first line must name the columns" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("certtool: Nothing was imported: leave out, or mend, the file")
+    assert listed_nothing(certtool, store)
 
 
 @pytest.mark.parametrize(("options", "code"), [([], 1), (["--skip-bad"], 0)])
@@ -211,7 +224,8 @@ def test_chinese_names_and_reasons_work_on_any_console(certtool: RunCerttool, tm
         run_bytes(["void", name, "--reason", "标签 é 😀 脱落", "--data", str(folder)], env)
         for style in ("table", "csv", "json"):
             done = run_bytes(["query", name, "--format", style, "--data", str(folder)], env)
-            assert "一月 批次".encode(encoding, "replace") in done.stdout
+            shown = json.dumps("一月 批次").encode() if style == "json" else "一月 批次".encode(encoding, "replace")
+            assert shown in done.stdout
     assert [row["Batch"] for row in listed(certtool, folder, "--batch", "一月 批次")] == ["一月 批次"] * 20
     assert "标签 é 😀 脱落" in (folder / "journal.csv").read_text(encoding="utf-8")
 
@@ -463,9 +477,11 @@ def test_the_environment_names_the_store_and_the_option_wins(certtool: RunCertto
     assert len(listed(certtool, one)) == len(listed(certtool, two)) == 20
 
 
-@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages", "[target]"])
 def test_an_installed_copy_asks_where_its_store_is(folder: str, tmp_path: Path) -> None:
     (tmp_path / folder).mkdir()
+    if folder == "[target]":  # pip install --target
+        (tmp_path / folder / "certtool-1.0.0.dist-info").mkdir()
     copy = shutil.copy(CERTTOOL, tmp_path / folder)
     for command in (["import", str(SAMPLE)], ["query"], ["serve", "0"]):
         done = subprocess.run(
@@ -473,12 +489,14 @@ def test_an_installed_copy_asks_where_its_store_is(folder: str, tmp_path: Path) 
         )
         assert (done.returncode, done.stdout) == (2, "")
         assert "name the store with --data or CERTTOOL_DATA" in sentence(done.stderr)
-    assert list((tmp_path / folder).glob("certtool-*")) == []
+    assert list((tmp_path / folder).glob("certtool-data*")) == []
 
 
 def test_a_store_that_is_not_there_or_is_a_file_is_named(certtool: RunCerttool, store: Path) -> None:
     name = ("a-name", "--reason", "x")
     assert f"There is no store at {store}" in sentence(certtool("query", "--data", store, ok=1).stderr)
+    for about in (["release", *name], ["void", *name], ["accept-restore", *name[1:]]):
+        assert f"There is no store at {store}: name it" in sentence(certtool(*about, "--data", store, ok=1).stderr)
     assert not store.exists()
     for command in (["query"], ["import", SAMPLE], ["serve", "0"], ["void", *name], ["import", SAMPLE, "--dry-run"]):
         for folder in (SAMPLE, SAMPLE / "below"):

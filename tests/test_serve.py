@@ -255,6 +255,28 @@ def test_a_server_on_any_address_of_this_pc_is_reached_by_its_commands(
     running = server("--host", host)
     certtool("import", SAMPLE, "--data", store)
     running.wait_for("Imported 20 of 20 rows")
+    shown = re.findall(r"http://(\S+):\d+[/ \n]", running.output)
+    assert len(shown) >= 2, "the page and the devices"
+    for address in shown:
+        with socket.create_connection((address.strip("[]"), running.port), PATIENCE) as client:
+            client.sendall(ask("MAC-1", "Connection: close", product=WIFI))
+            assert b"200 OK" in client.recv(1000)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_in_the_middle_of_the_start_leaves_nothing_behind(number: int, store: Path, tmp_path: Path) -> None:
+    pool = identities.write(tmp_path / "pool.csv", 300_000)
+    command = [sys.executable, str(CERTTOOL), "serve", "0", "--import", str(pool), "--data", str(store)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as starting:
+        while not list(store.glob("imports/*")):
+            assert starting.poll() is None
+            time.sleep(0.01)
+        starting.send_signal(number)
+        told, wrong = starting.communicate(timeout=PATIENCE)
+    assert (starting.returncode, told) == (0, "Stopped before it was ready: nothing was given out.\n")
+    assert wrong == f"certtool: A new, empty store was made: {store}\n"
+    assert not list((store / "imports").iterdir())
 
 
 @pytest.fixture

@@ -175,7 +175,8 @@ def test_an_old_copy_of_the_store_is_served_only_after_a_person_said_why(
         latest = store.rename(tmp_path / f"latest {kind}")
         old.rename(store)
         before = files(store)
-        for command in (["serve", "0", "--host", "127.0.0.1"], ["import", pool], ["void", "x", "--reason", "x"]):
+        served, imported = ["serve", "0", "--host", "127.0.0.1"], ["import", pool]
+        for command in (served, imported, [*imported, "--dry-run"], ["void", "x", "--reason", "x"]):
             refused = certtool(*command, "--data", store, ok=1).stderr
             assert "is not the latest copy of this store" in refused
             assert refused.count("\n") == 1
