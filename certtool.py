@@ -1543,6 +1543,15 @@ def _make_folder(path: str) -> None:
         _sync_folder(parent)
 
 
+def _sync_with_those_above(path: str) -> None:
+    """Make the names in a folder durable, and its own name and theirs, whoever made them."""
+    _sync_folder(path)
+    while path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        with contextlib.suppress(OSError):  # not ours to open, so not made by us
+            _sync_folder(path)
+
+
 def _try_lock(descriptor: int) -> bool:
     """Take the exclusive lock; False where another process has it. It ends with the descriptor or the process."""
     try:
@@ -1843,24 +1852,31 @@ class Mirror:
     def catch_up(self, store: str, imports: Sequence[str]) -> None:
         """Compare with the store's files and add what is missing. Raises StoreError where this is no copy of them."""
         try:
+            ours, theirs = (os.path.normcase(os.path.realpath(path)) + os.sep for path in (store, self._folder))
+            if theirs.startswith(ours):
+                raise StoreError("The mirror is the store itself, or in it: name a folder on another disk.")
             _make_folder(os.path.join(self._folder, "imports"))
-            if os.path.samefile(self._folder, store):
-                raise StoreError("The mirror is the store itself: name a folder on another disk.")
+            if os.stat(self._folder).st_dev == os.stat(store).st_dev:
+                self._warn(f"The mirror {self._folder} is on the store's own disk, and ends with it: name another.")
+            self._complete(os.path.join(store, "journal.csv"), os.path.join(self._folder, "journal.csv"), lines=2)
             for name in [*(os.path.join("imports", name) for name in imports), "journal.csv"]:
                 self._complete(os.path.join(store, name), os.path.join(self._folder, name))
             _sync_folder(os.path.join(self._folder, "imports"))
-            _sync_folder(self._folder)
+            _sync_with_those_above(self._folder)
             self._journal = _open(os.path.join(self._folder, "journal.csv"), os.O_WRONLY | os.O_APPEND)
         except OSError as error:
             self._fail(error)
 
-    def _complete(self, path: str, copy: str) -> None:
-        """Make `copy` what `path` is, where it is a beginning of it, but for a torn last line."""
+    def _complete(self, path: str, copy: str, lines: Optional[int] = None) -> None:
+        """Make `copy` what `path` is, where it is a beginning of it, but for a torn last line.
+
+        With `lines` so many are only compared: two of a journal tell whether it is of this store.
+        """
         with open(path, "rb") as source:
             descriptor = _open(copy, os.O_RDWR | os.O_CREAT)
             with open(descriptor, "rb") as target:
                 same = 0  # bytes of whole lines that are equal
-                for line in target:
+                for line in itertools.islice(target, lines):
                     if line != source.read(len(line)):
                         if line[-1:] == b"\n":
                             raise StoreError(
@@ -1870,6 +1886,8 @@ class Mirror:
                             )
                         break
                     same += len(line)
+                if lines:
+                    return
                 source.seek(same)
                 os.ftruncate(descriptor, same)
                 os.lseek(descriptor, 0, os.SEEK_END)
@@ -2158,6 +2176,8 @@ class Store:
         if reader.seq:
             self._codec = JournalWriter(reader.seq, reader.digest)
             self._committed = (reader.seq, reader.digest)
+            os.fsync(self._journal)  # its last writer may have ended before it was told that this is on the disk
+            self._sync_folders()
             return
         os.ftruncate(self._journal, 0)
         self._offset = 0
@@ -2167,8 +2187,13 @@ class Store:
             self.commit()
         except StoreUnavailable as error:
             raise StoreError(str(error)) from None
-        _sync_folder(self.folder)
+        self._sync_folders()
         self._open_mark(store_id)
+
+    def _sync_folders(self) -> None:
+        """Make the store's names durable, also those by a process that ended before its own sync."""
+        _sync_folder(self._imports_folder)
+        _sync_with_those_above(self.folder)
 
     def _cut_torn_tail(self, reader: JournalReader) -> None:
         name = f"journal.torn-{reader.offset}"

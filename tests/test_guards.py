@@ -265,6 +265,10 @@ def mirror(tmp_path: Path) -> Path:
     return tmp_path / "other disk" / "mirror"
 
 
+def same_disk(mirror: Path) -> str:
+    return f"The mirror {mirror} is on the store's own disk, and ends with it: name another."
+
+
 def test_a_mirror_is_always_a_whole_copy_that_can_be_served(
     server: StartServer, store: Path, mirror: Path, certtool: RunCerttool, tmp_path: Path
 ) -> None:
@@ -293,7 +297,7 @@ def test_a_mirror_that_is_behind_is_caught_up_at_the_start(store: Path, mirror: 
         first.write_bytes(rows_of_first[: cut or len(rows_of_first)])
         with line(store, mirror=str(mirror)) as service:
             assert same(store, mirror)
-            assert service.store.notes == []
+            assert service.store.notes == [same_disk(mirror)]
     (mirror / "journal.csv").write_bytes(whole + bytes(100))  # torn by a power cut
     with line(store, mirror=str(mirror)):
         assert same(store, mirror)
@@ -306,13 +310,18 @@ def test_a_mirror_that_is_no_copy_is_refused_with_what_to_do(store: Path, mirror
     old = Path(shutil.copytree(store, tmp_path / "old"))
     with line(store, mirror=str(mirror)) as service:
         work(service, "B")
+    with line(tmp_path / "another store") as service:
+        import_files(service, upload(list(rows(3, first=5)), "other.csv"))
     before = files(mirror)
     for other, advice in ((old, "put the mirror's files into it"), (tmp_path / "another store", "or delete that file")):
         no_copy = pytest.raises(StoreError, match=rf"journal\.csv is no copy of .*{advice}")
         with no_copy, line(other, mirror=str(mirror)):
             pass
-    with pytest.raises(StoreError, match="The mirror is the store itself"), line(store, mirror=str(store)):
-        pass
+    for inside in (store, store / "below" / "mirror"):
+        with pytest.raises(StoreError, match="The mirror is the store itself, or in it"), line(
+            store, mirror=str(inside)
+        ):
+            pass
     assert files(mirror) == before
 
 
@@ -328,13 +337,14 @@ def test_the_line_goes_on_without_a_mirror_that_fails_and_warns_again_and_again(
             work(service, "A")
         work(service, "B")
         import_files(service, upload(list(rows(5, first=5))))
-        assert [note for note in service.store.notes[1:] if "THERE IS NO SECOND COPY" not in note] == []
-        assert len(service.store.notes) == 2
+        assert service.store.notes[1] == same_disk(mirror)
+        assert [note for note in service.store.notes[2:] if "THERE IS NO SECOND COPY" not in note] == []
+        assert len(service.store.notes) == 3
         monkeypatch.setattr(program, "MIRROR_REMINDER_SECONDS", 0.0)
         monkeypatch.setattr("certtool.time.monotonic", lambda: 1e12)
         work(service, "C")
         work(service, "D")
-        assert len(service.store.notes) == 4
+        assert len(service.store.notes) == 5
         assert service.state.products[PRODUCT].devices.keys() == {"A", "B", "C", "D"}
     monkeypatch.undo()
     with line(store, mirror=str(mirror)):

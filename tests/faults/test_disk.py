@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import functools
 import itertools
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Type
+from typing import AbstractSet, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Type
 
 import pytest
 
@@ -51,12 +52,12 @@ def told_why(expected: Type[CertToolError]) -> Iterator[None]:
         no_secret(str(error))
 
 
-def live(folder: Path, marks: Path, tell: Callable[[Told], None], mirror: str = "") -> None:
+def live(folder: Path, marks: Path, tell: Callable[[Told], None], mirror: str = "", lives: int = 2) -> None:
     """The life of a store: two imports, turns of several devices, a restart; `tell` hears what anybody was told.
 
     A failure ends what failed, as it does in a server: the rest goes on.
     """
-    for life in range(2):
+    for life in range(lives):
         store, state = Store(str(folder), "fault", marks=str(marks), mirror=mirror), State()
         with contextlib.closing(store):
             store.load(state)
@@ -141,12 +142,22 @@ class Step(NamedTuple):
     told: Optional[Told] = None
 
 
-class Recorder(Disk):
-    """Stands in for `os`, does everything, and writes it down; syncs of what `unsynced` names are left out."""
+class Killed(BaseException):
+    """The process is gone, and nothing in it can do anything about it."""
 
-    def __init__(self, root: Path, unsynced: Callable[[str], bool] = lambda path: False) -> None:
+
+class Recorder(Disk):
+    """Stands in for `os`, does everything, and writes it down; syncs of what `unsynced` names are left out.
+
+    Before its change number `dies_at` the process is killed.
+    """
+
+    def __init__(
+        self, root: Path, unsynced: Callable[[str], bool] = lambda path: False, dies_at: Optional[int] = None
+    ) -> None:
         super().__init__(lambda call: "")
         self.steps: List[Step] = []
+        self.dies_at = dies_at
         self._root = root
         self._unsynced = unsynced
         self._paths: Dict[int, Tuple[str, bool]] = {}  # by descriptor, and whether it appends
@@ -155,52 +166,72 @@ class Recorder(Disk):
         """Write down that somebody was told something."""
         self.steps.append(Step("told", told=told))
 
+    def changes(self) -> int:
+        """Count the calls that changed the disk."""
+        return sum(step.told is None for step in self.steps)
+
+    def restart(self) -> None:
+        """The system closes what a dead process had open; from now on another one lives."""
+        self.dies_at = None
+        for descriptor in list(self._paths):
+            with contextlib.suppress(OSError):  # closed by a file object that had it
+                self.close(descriptor)
+
+    def _write_down(self, call: str, path: str, place: int = 0, data: bytes = b"") -> None:
+        if self.dies_at is not None and self.changes() >= self.dies_at:
+            raise Killed
+        self.steps.append(Step(call, path, place, data))
+
     def _name(self, path: str) -> str:
         return os.path.relpath(path, self._root)
 
     def open(self, path: str, flags: int, mode: int = 0o777) -> int:
         """Open, and remember the descriptor's path."""
-        new = not os.path.exists(path)
+        if not os.path.exists(path):
+            self._write_down("create", self._name(path))
         descriptor = os.open(path, flags, mode)
         self._paths[descriptor] = (self._name(path), bool(flags & os.O_APPEND))
-        if new:
-            self.steps.append(Step("create", self._name(path)))
         return descriptor
+
+    def close(self, descriptor: int) -> None:
+        """Close, and forget the descriptor."""
+        self._paths.pop(descriptor, None)
+        os.close(descriptor)
 
     def makedirs(self, path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
         """Make a folder and those above it."""
         new = [path, *map(str, Path(path).parents)]
-        new = [folder for folder in new if not os.path.isdir(folder)]
+        for folder in reversed([folder for folder in new if not os.path.isdir(folder)]):
+            self._write_down("mkdir", self._name(folder))
         os.makedirs(path, mode, exist_ok)
-        self.steps += [Step("mkdir", self._name(folder)) for folder in reversed(new)]
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
         """Make a folder."""
+        self._write_down("mkdir", self._name(path))
         os.mkdir(path, mode)
-        self.steps.append(Step("mkdir", self._name(path)))
 
     def unlink(self, path: str) -> None:
         """Remove a file."""
+        self._write_down("unlink", self._name(path))
         os.unlink(path)
-        self.steps.append(Step("unlink", self._name(path)))
 
     def write(self, descriptor: int, data: bytes) -> int:
         """Write, and remember where."""
         path, appends = self._paths[descriptor]
         place = os.fstat(descriptor).st_size if appends else os.lseek(descriptor, 0, os.SEEK_CUR)
-        self.steps.append(Step("write", path, place, data))
+        self._write_down("write", path, place, data)
         return os.write(descriptor, data)
 
     def ftruncate(self, descriptor: int, size: int) -> None:
         """Cut."""
-        self.steps.append(Step("cut", self._paths[descriptor][0], size))
+        self._write_down("cut", self._paths[descriptor][0], size)
         os.ftruncate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
         """Write down that this is durable from here on."""
         path = self._paths[descriptor][0]
-        if not self._unsynced(path):
-            self.steps.append(Step("sync", path))
+        if not self._unsynced(path) and not path.startswith(".."):  # a folder above the disk is always there
+            self._write_down("sync", path)
 
 
 Contents = Dict[str, List[Step]]  # for each file the writes and cuts since it was created
@@ -241,17 +272,24 @@ class Platter:
         else:
             self.names.add(path)
 
+    def synced(self) -> Dict[str, bytes]:
+        """Return the disk that has nothing but what was synced."""
+        return self._disk(self.names, nothing)
+
+    def _disk(self, names: AbstractSet[str], fate: Callable[[List[Step]], List[Step]]) -> Dict[str, bytes]:
+        return {
+            path: rebuilt(steps + fate(self.unsynced[path]))
+            for path, steps in self.durable.items()
+            if path in names and all(str(up) in names | {"."} for up in Path(path).parents)
+        }
+
     def images(self) -> Iterator[Dict[str, bytes]]:
         """Yield each disk that a power cut may leave: file contents by path; what is not there was lost."""
         kept = {path for call, path in self.pending if call != "unlink"}
         gone = {path for call, path in self.pending if call == "unlink"}
         for names in {frozenset(self.names), frozenset((self.names | kept) - gone), frozenset(self.names | kept)}:
             for fate in (nothing, everything, torn, only_the_last, zeros):
-                yield {
-                    path: rebuilt(steps + fate(self.unsynced[path]))
-                    for path, steps in self.durable.items()
-                    if path in names and all(str(up) in names | {"."} for up in Path(path).parents)
-                }
+                yield self._disk(names, fate)
 
 
 def nothing(_: List[Step]) -> List[Step]:
@@ -346,6 +384,56 @@ def test_a_power_cut_at_any_moment_loses_nothing_that_was_told(
             judged(judgement, copy.deepcopy(oracle), root / folder, marks)
             judgement.acknowledged = max(judgement.acknowledged, oracle.acknowledged)
     assert line.injected > 200
+
+
+@posix_only
+@pytest.mark.timeout(600)
+def test_a_power_cut_after_a_kill_and_a_restart_loses_nothing_that_was_told(
+    tally: NewTally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = tally("killed at the Nth change, then a restart and a power cut")
+    for dies_at in itertools.count(1):
+        root = tmp_path / str(dies_at)
+        recorder = Recorder(root / "life", dies_at=dies_at)
+        (root / "life").mkdir(parents=True)
+        disk = root / "life"
+        lives = functools.partial(live, disk / STORE, disk / "profile" / "certtool", recorder.tell, str(disk / MIRROR))
+        with monkeypatch.context() as patch:
+            patch.setattr(certtool, "os", recorder)
+            try:
+                lives()
+            except Killed:
+                recorder.restart()
+                end = len(recorder.steps)
+                lives(lives=1)
+            else:
+                break
+        line.rounds += 1
+        for oracle, image in last_disks(recorder.steps, end):
+            line.injected += 1
+            lay_out(image, root / "image")
+            for folder, marks in ((MIRROR, None), (STORE, root / "image" / "profile" / "certtool")):
+                judged(line, copy.deepcopy(oracle), root / "image" / folder, marks)
+            line.acknowledged = max(line.acknowledged, oracle.acknowledged)
+        shutil.rmtree(root)
+    assert line.rounds > 60
+
+
+def last_disks(steps: Sequence[Step], begin: int) -> Iterator[Tuple[Oracle, Dict[str, bytes]]]:
+    """Yield each disk that has what was synced and nothing else, and what the oracle expects at the end of its time."""
+    platter, oracle = Platter(), Oracle()
+    image, told = platter.synced(), False
+    for moment, step in enumerate(steps):
+        if step.told:
+            step.told(oracle)
+            told = moment >= begin
+            continue
+        platter.take(step)
+        if platter.synced() != image:
+            if told:
+                yield copy.deepcopy(oracle), image
+            image, told = platter.synced(), False
+    yield oracle, image
 
 
 @posix_only
