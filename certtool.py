@@ -1755,9 +1755,16 @@ class ImportWriter:
         _write_all(self._descriptor, data)
 
     def sync(self) -> None:
-        """Make the file and its name durable. It may run in another thread. Raises OSError."""
+        """Make the file and its name durable, and close it. It may run in another thread.
+
+        Raises OSError, or StoreUnavailable where it is not in its place any more.
+        """
         os.fsync(self._descriptor)
+        facts = os.fstat(self._descriptor)
+        self._close()
         _sync_folder(os.path.dirname(self.imported.path))
+        if not os.path.exists(self.imported.path) or not os.path.samestat(facts, os.stat(self.imported.path)):
+            raise changed_at_once(self.imported.path)
         if self._mirror:
             self._mirror.add_import(self.imported.path)
 
@@ -1765,15 +1772,23 @@ class ImportWriter:
         """What the import's event says of this file."""
         return {"file": self.name, "rows": self._rows, "sha256": self._digest.hexdigest()}
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def discard(self) -> None:
         """Remove the file of an import that will not be committed."""
-        self.close()
         with contextlib.suppress(OSError):  # an orphan is harmless, and the next start says that it is there
+            self._close()
+        with contextlib.suppress(OSError):
             os.unlink(self.imported.path)
+
+
+def changed_at_once(path: str) -> StoreUnavailable:
+    """What to raise where a new import file is not as it was written."""
+    name = os.path.basename(path)
+    return StoreUnavailable(f"Another program changed imports/{name} at once: find out which, and import again.")
 
 
 class HighWaterMark:
@@ -2537,8 +2552,7 @@ class _Import:
         imported = self.writer.imported
         yield from imported.find_rows()
         if len(imported.offsets) != len(self.staged.names):
-            name = os.path.basename(imported.path)
-            raise StoreUnavailable(f"Another program changed imports/{name} at once: find out which, and import again.")
+            raise changed_at_once(imported.path)
 
     def event(self) -> Event:
         """The event that makes the file part of the store."""
@@ -2546,10 +2560,9 @@ class _Import:
         return Event("import", _now(), detail={**self.detail, **self.writer.detail()})
 
     def hand_over(self) -> ImportFile:
-        """Close the file: it is the store's now."""
+        """The file is the store's now."""
         assert self.writer
         writer, self.writer = self.writer, None
-        writer.close()
         return writer.imported
 
 
@@ -2575,6 +2588,7 @@ class Service:
         self.serving = serving  # so what is imported will be read
         self.importing: Optional[ImportReport] = None  # what the import that is under way has done so far
         self._undo: List[Undo] = []
+        self._held_back = False
 
     def request(self, product_key: str, device_id: str, station: str, now: int) -> Allocation:
         """Give the device its certificate: the one that it has, or a free one. Without an id it gets one made up."""
@@ -2588,6 +2602,7 @@ class Service:
         if certificate.credential.device_name != self.state.names[number]:
             raise StoreUnavailable("An import file was changed while the server runs: put it back and start again.")
         if event is None:
+            self._check_state()
             return Allocation(certificate, device_id, SAME)
         self._record(event)
         return _new(Allocation, (certificate, device_id, event.kind))
@@ -2597,6 +2612,8 @@ class Service:
         number, event = self.state.decide(Command(verb, product_key, device_id, "", station), now)
         if event:
             self._record(event)
+        else:
+            self._check_state()
         return self.state.names[number], event.kind if event else SAME
 
     def find(self, device_name: str, product_key: str) -> Tuple[Product, int]:
@@ -2668,14 +2685,25 @@ class Service:
         self.store.append(event)
         try:
             undo = self.state.apply(event)
+            if undo:
+                self._undo.append(undo)
         except BaseException:
-            self.store.stop(HELD_BACK)
+            self._hold_back()
             raise
         if undo:
-            self._undo.append(undo)
             product = undo.product
             if event.kind == "allocate" and product.counts[UNALLOCATED] - product.bound < product.low:
                 self._warn_of_stock(undo)
+
+    def _hold_back(self) -> None:
+        """Stop where the state may not be what the journal says."""
+        self._held_back = True
+        self.store.stop(HELD_BACK)
+
+    def _check_state(self) -> None:
+        """Raise StoreUnavailable where an answer from the state alone may be wrong."""
+        if self._held_back:
+            raise StoreUnavailable(HELD_BACK)
 
     def _warn_of_stock(self, undo: Undo) -> None:
         product, left = undo.product, undo.product.free
@@ -2828,16 +2856,21 @@ class Service:
                 if product and not product.devices.keys().isdisjoint(staged.devices):
                     raise Refused("A device of the file got another certificate meanwhile: import the file again.")
         self.commit()
-        adopted = []
-        for new in imports:
-            event = new.event()
-            self.store.append(event)
-            adopted.append((new.staged, new.hand_over(), event))
-        self.store.commit()
-        for prepared, imported, event in adopted:
-            self.state.prepared.append(prepared)
-            self.state.apply(event)
-            self.store.adopt(imported)
+        events = [new.event() for new in imports]
+        try:
+            for event in events:
+                self.store.append(event)
+            files = [new.hand_over() for new in imports]
+            self.store.commit()
+            for new, event, file in zip(imports, events, files):
+                self.state.prepared.append(new.staged)
+                self.state.apply(event)
+                self.store.adopt(file)
+        except StoreUnavailable:
+            raise
+        except BaseException:
+            self._hold_back()
+            raise
 
 
 # -- auditing ----------------------------------------------------------------------------------------------------------

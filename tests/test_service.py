@@ -6,8 +6,9 @@ import codecs
 import csv
 import errno
 import re
+import sys
 from pathlib import Path
-from typing import Any, Dict, Generator, Iterator, List
+from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Set
 
 import pytest
 
@@ -383,6 +384,25 @@ def test_an_import_file_that_another_program_changes_at_once_is_not_taken(
     assert (snapshot(line.state), files(store)) == (before, on_disk)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there an open file is not removed")
+@pytest.mark.parametrize("instead", [None, b"another file"])
+def test_an_import_file_that_is_not_in_its_place_any_more_is_not_taken(
+    instead: Optional[bytes], line: Opened, store: Path
+) -> None:
+    before, on_disk = snapshot(line.state), files(store)
+    service = Service(line.store, line.state, serving=False)
+    job = service.import_files([upload([NEW], "b.csv")], ImportOptions())
+    path = store / "imports" / "000002-b.csv"
+    while not path.exists():
+        next(job)
+    path.unlink()
+    if instead:
+        path.write_bytes(instead)
+    with pytest.raises(StoreUnavailable, match=r"^Another program changed imports/000002-b\.csv at once"):
+        list(job)
+    assert (snapshot(line.state), files(store)) == (before, on_disk)
+
+
 def test_what_a_command_imported_can_be_read_by_it_all_the_same(line: Opened) -> None:
     service = Service(line.store, line.state, serving=False)
     import_files(service, upload([NEW, NEW._replace(device_name="new-0002")], "b.csv"))
@@ -464,3 +484,76 @@ def test_an_import_needs_no_thread_where_memory_is_short(
     assert import_files(opened.service, upload(list(rows(5)))).imported == 5
     opened.store.close()
     assert snapshot(read_store(store).state) == snapshot(opened.state)
+
+
+# -- defects that nobody foresaw ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Store, "append"),
+        (certtool._Import, "hand_over"),
+        (State, "_adopt_stocks"),
+        (certtool, "low_stock_limit"),
+        (Store, "adopt"),
+    ],
+)
+def test_after_an_import_that_broke_off_nothing_is_given_out_until_the_store_is_read_again(
+    owner: Any, name: str, line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, no_memory)
+        with pytest.raises(MemoryError):
+            import_files(line.service, upload([NEW], "b.csv"))
+    refuses_everything(line)
+    line.store.close()
+    again = open_store(store)
+    assert_all_is_right(again, {"A"})
+    again.store.close()
+
+
+def test_after_a_record_that_broke_off_nothing_is_given_out_until_the_store_is_read_again(
+    line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "_set", half_done)
+        with pytest.raises(MemoryError):
+            line.service.request(PRODUCT, "B", STATION, 1000)
+    refuses_everything(line)
+    with pytest.raises(StoreUnavailable):
+        line.service.commit()
+    line.store.close()
+    again = open_store(store)
+    assert_all_is_right(again, {"A"})
+    again.store.close()
+
+
+def no_memory(*_: Any) -> None:
+    raise MemoryError
+
+
+def half_done(*arguments: Any, change: Callable[..., Any] = State._set) -> None:
+    change(*arguments)
+    raise MemoryError
+
+
+def refuses_everything(line: Opened) -> None:
+    """Neither a new device nor one that has a certificate gets an answer."""
+    for device_id in ("A", "B", "C"):
+        with pytest.raises(StoreUnavailable, match="Something unexpected stopped the recording"):
+            line.service.request(PRODUCT, device_id, STATION, 1000)
+    with pytest.raises(StoreUnavailable, match="Something unexpected stopped the recording"):
+        line.service.report(PRODUCT, "A", BURN_SUCCEEDED, STATION, 1000)
+
+
+def assert_all_is_right(line: Opened, holding: Set[str]) -> None:
+    """The devices hold one certificate each, and the rest of the pool goes to as many others."""
+    product = line.state.products[PRODUCT]
+    assert product.devices.keys() == holding
+    given = [line.service.request(PRODUCT, f"new-{n}", STATION, 1000) for n in range(product.total - len(holding))]
+    line.service.commit()
+    names = [allocation.certificate.credential.device_name for allocation in given]
+    assert len({*names, *map(line.state.names.__getitem__, product.devices.values())}) == product.total
+    with pytest.raises(PoolExhausted):
+        line.service.request(PRODUCT, "one more", STATION, 1000)
