@@ -1517,6 +1517,25 @@ def _open(path: str, flags: int) -> int:
     return _patiently(lambda: os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600))
 
 
+def _restrict(descriptor: int) -> None:
+    """Close a file to other users, where a copy of the store brought other rights along."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            os.fchmod(descriptor, 0o600)
+
+
+def _open_to_read(path: str) -> BinaryIO:
+    """Open what was written a moment ago."""
+    return open(_open(path, os.O_RDONLY), "rb")
+
+
+def _remedy(error: OSError) -> str:
+    """Say what to do where the store's disk refused a call."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free the store's disk"
+    return "check its rights" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "check the store's disk"
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
     """Write all or raise OSError: a full disk takes a part without an error."""
     if os.write(descriptor, data) != len(data):
@@ -1575,8 +1594,9 @@ class Lock:
     """
 
     def __init__(self, path: str, command: str) -> None:
-        self._descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+        self._descriptor = _open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
         try:
+            _restrict(self._descriptor)
             if not _try_lock(self._descriptor):
                 raise self._busy(path)
             self.announce({"pid": os.getpid(), "command": command})
@@ -1678,7 +1698,7 @@ class ImportFile:
 
     def find_rows(self) -> Generator[None, None, None]:
         """Note where the rows of a new file start, a part in each step. Raises OSError."""
-        with open(self.path, "rb") as file:
+        with _open_to_read(self.path) as file:
             offset = len(file.readline())
             for data in _whole_lines(file):
                 self.add_offsets(data.splitlines(), offset)
@@ -1887,7 +1907,7 @@ class Mirror:
 
         With `lines` so many are only compared: two of a journal tell whether it is of this store.
         """
-        with open(path, "rb") as source:
+        with _open_to_read(path) as source:
             descriptor = _open(copy, os.O_RDWR | os.O_CREAT)
             with open(descriptor, "rb") as target:
                 same = 0  # bytes of whole lines that are equal
@@ -2012,16 +2032,38 @@ class Store:
         if not self.writer:
             return
         try:
-            if not os.path.isdir(folder):
-                _make_folder(folder)
-                self.notes.append(f"A new, empty store was made: {folder}")
+            new = not os.path.isdir(folder)
+            _make_folder(folder)
             self.lock = Lock(os.path.join(folder, "lock"), command)
             _make_folder(self._imports_folder)
+            self._keep_private()
         except OSError as error:
             self.close()
+            other = ", or use another --data" if new else ""  # else what was given out from this one would go out again
             raise StoreError(
-                f"The store {folder} cannot be written ({error.strerror}): check its rights, or use another --data."
+                f"The store {folder} cannot be written ({error.strerror}): {_remedy(error)}{other}."
             ) from None
+
+    def _keep_private(self) -> None:
+        """Close imports/ to other users, whatever rights a copy brought along. On Windows it has its parent's."""
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):
+                os.chmod(self._imports_folder, 0o700)
+            if os.stat(self._imports_folder).st_mode & 0o077:
+                self.notes.append(f"Other users of this PC can read {self.folder}: keep it where only you can.")
+
+    def is_new(self) -> bool:
+        """Say whether a writer makes a new store here. Raises OSError where one may not look."""
+        try:
+            os.stat(self._journal_path)
+        except (FileNotFoundError, NotADirectoryError):
+            return not self._numbered_imports()
+        return False
+
+    def _numbered_imports(self) -> Dict[str, int]:
+        """Return the files in imports/ that are or were to be a part of a store, with their numbers."""
+        names = os.listdir(self._imports_folder) if os.path.isdir(self._imports_folder) else []
+        return {name: int(name[:6]) for name in names if re.match(r"\d{6}-", name)}
 
     def load(self, state: State, progress: Optional[Progress] = None, about: Sequence[str] = ()) -> None:
         """Bring a new `state` to what the files say. Raises StoreError and changes nothing where they are damaged.
@@ -2029,9 +2071,11 @@ class Store:
         A reader may be `about` some DeviceNames or DeviceIDs: the state then knows only what concerns these, in far
         less time.
         """
-        if not os.path.isdir(self.folder):
-            raise StoreError(f"There is no store at {self.folder}: import a file first, or name the store with --data.")
         try:
+            if not self.writer and self.is_new():
+                raise StoreError(
+                    f"There is no store at {self.folder}: import a file first, or name the store with --data."
+                )
             reader = self._replay(state, progress or (lambda what, done, total: None), self._names_of(about))
             self._note_orphans()
             if reader.seq == 0 and self._last_import:
@@ -2176,15 +2220,14 @@ class Store:
 
     def _note_orphans(self) -> None:
         used = {os.path.basename(imported.path) for imported in self._imports}
-        names = os.listdir(self._imports_folder) if os.path.isdir(self._imports_folder) else []
-        numbers = {name: int(name[:6]) for name in names if re.match(r"\d{6}-", name)}
-        orphans = sorted(set(numbers) - used)
+        numbers = self._numbered_imports()
         self._last_import = max(numbers.values(), default=0)
-        for name in orphans:
+        for name in sorted(set(numbers) - used) if self.writer else ():  # to a reader it may be an import under way
             self.notes.append(f"imports/{name} was never completed or taken back, so it is ignored.")
 
     def _open_journal(self, reader: JournalReader) -> None:
         self._journal = _open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        _restrict(self._journal)
         if reader.torn:
             self._cut_torn_tail(reader)
         self._offset = reader.offset
@@ -2203,6 +2246,12 @@ class Store:
         except StoreUnavailable as error:
             raise StoreError(str(error)) from None
         self._sync_folders()
+        self.notes.append(f"A new, empty store was made: {self.folder}")
+        if self._marks and os.path.isdir(self._marks) and os.listdir(self._marks):
+            self.notes.append(
+                "This PC has had another store before. What was given out from that one and is imported here goes out "
+                "again: if it was the store of this line, stop, and put it back."
+            )
         self._open_mark(store_id)
 
     def _sync_folders(self) -> None:
@@ -2262,7 +2311,7 @@ class Store:
         except OSError as error:
             self._cut_back()
             raise StoreUnavailable(
-                f"The record could not be written ({error.strerror}), so nothing was given out: free the store's disk."
+                f"The record could not be written ({error.strerror}), so nothing was given out: {_remedy(error)}."
             ) from None
         except MemoryError:
             self._cut_back()
@@ -2348,9 +2397,7 @@ class Store:
         try:
             return ImportWriter(self._imports_folder, self._last_import, name, first, self._mirror)
         except OSError as error:
-            raise StoreUnavailable(
-                f"An import file could not be made ({error.strerror}): free the store's disk."
-            ) from None
+            raise StoreUnavailable(f"An import file could not be made ({error.strerror}): {_remedy(error)}.") from None
 
     def adopt(self, imported: ImportFile) -> None:
         """Take a file whose event is durable among those that `certificate` reads."""
@@ -2375,7 +2422,7 @@ class Store:
 
 
 def _now() -> int:
-    return int(time.time() * 1000)
+    return max(1, int(time.time() * 1000))  # 0 is no time
 
 
 # ======================================================================================================================
@@ -2745,9 +2792,7 @@ class Service:
                         yield from _in_a_thread(new.writer.sync, new.find_rows() if self.serving else iter(()))
                 self._adopt([new for new in imports if new.staged.names])
         except OSError as error:
-            raise StoreUnavailable(
-                f"The import could not be written ({error.strerror}): free the store's disk."
-            ) from None
+            raise StoreUnavailable(f"The import could not be written ({error.strerror}): {_remedy(error)}.") from None
         finally:
             self.importing = None
             for new in imports:
@@ -4285,9 +4330,9 @@ const SENTENCES = [
   [/^Only (\d+) certificates of product (.+) are left.*/, "产品 $2 只剩 $1 个证书：请添加。"],
   [/^No certificate of product (.+) is left.*/, "产品 $1 已没有证书：请立即添加。"],
   [/^The record could not be written \(no memory\).*/, "内存不足，无法写入记录，未分配任何证书：请关闭其他程序。"],
-  [/^The record could not be written \((.+)\).*/, "无法写入记录（$1），因此没有分配任何证书：请清理磁盘空间。"],
-  [/^An? import (?:file )?could not be (?:made|written) \((.+)\).*/, "无法写入导入文件（$1）：请清理磁盘空间。"],
-  [/^The import could not be written \((.+)\).*/, "无法写入导入文件（$1）：请清理磁盘空间。"],
+  [/^The record could not be written \((.+)\).*/, "无法写入记录（$1），因此没有分配任何证书：请检查磁盘空间和权限。"],
+  [/^An? import (?:file )?could not be (?:made|written) \((.+)\).*/, "无法写入导入文件（$1）：请检查磁盘空间和权限。"],
+  [/^The import could not be written \((.+)\).*/, "无法写入导入文件（$1）：请检查磁盘空间和权限。"],
   [/^Another program changed (imports\/.+) at once.*/, "其他程序立即改动了 $1：请查明原因后重新导入。"],
   [/^Another program changed journal\.csv.*/, "其他程序改动了 journal.csv：请查明原因后重新启动。"],
   [/^(.+) cannot be read: put it back.*/, "无法读取 $1：请恢复该文件后重新启动。"],
@@ -5813,8 +5858,10 @@ def run_import(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace, uploads: Sequence[Upload], how: ImportOptions) -> ImportReport:
     try:
-        if how.dry_run and not os.path.isdir(store_folder(options.data)):
-            return _run_import(Service(Store(store_folder(options.data), writer=False), State()), uploads, how)
+        if how.dry_run:
+            store = Store(store_folder(options.data), writer=False)
+            if store.is_new():
+                return _run_import(Service(store, State()), uploads, how)
         store, state = _open_store(options, writer=not how.dry_run)
     except StoreBusy as busy:
         files = [[upload.name, upload.size] for upload in uploads]

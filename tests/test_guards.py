@@ -251,6 +251,18 @@ def test_where_there_is_no_profile_the_mark_is_nowhere(monkeypatch: pytest.Monke
     assert program.marks_folder() == ""
 
 
+def test_a_pc_that_had_another_store_says_what_a_new_one_would_do(store: Path, profile: Path, marked: Path) -> None:
+    assert marked.parent == profile
+    shutil.rmtree(store)
+    for folder in (store, profile.parent / "one more"):
+        with line(folder, marks=str(profile)) as service:
+            made, other = service.store.notes
+        assert made == f"A new, empty store was made: {folder}"
+        assert other.startswith("This PC has had another store before. What was given out from that one")
+    with line(store, marks=str(profile)) as service:
+        assert service.store.notes == []
+
+
 # -- mirror ------------------------------------------------------------------------------------------------------------
 
 
@@ -422,11 +434,13 @@ def test_verify_names_every_damaged_import_and_a_store_that_is_not_there(
         certtool("import", identities.write(tmp_path / f"{number}.csv", 5, first=5 * number), "--data", store)
     for path in sorted((store / "imports").iterdir())[1:]:
         path.write_bytes(path.read_bytes().replace(b"dn", b"nd", 1))
-    found = certtool("verify", tmp_path / "nowhere", "--data", store, ok=1).stdout.splitlines()
-    assert len(found) == 3
+    (tmp_path / "empty").mkdir()
+    found = certtool("verify", tmp_path / "nowhere", tmp_path / "empty", "--data", store, ok=1).stdout.splitlines()
+    assert len(found) == 4
     assert "000002-1.csv is not as it was imported" in found[0]
     assert "000003-2.csv is not as it was imported" in found[1]
     assert found[2].startswith(f"{tmp_path / 'nowhere'}: There is no store at")
+    assert found[3].startswith(f"{tmp_path / 'empty'}: There is no store at")
 
 
 def wrong_checksum(_: State, patch: pytest.MonkeyPatch) -> None:

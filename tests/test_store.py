@@ -114,9 +114,52 @@ def test_a_reader_needs_a_store_and_makes_none(store: Path) -> None:
     assert not store.exists()
 
 
-def test_a_folder_with_nothing_in_it_is_an_empty_store_to_a_reader(tmp_path: Path) -> None:
-    assert read_store(tmp_path).state.products == {}
+def test_a_folder_with_nothing_in_it_is_no_store_to_a_reader_and_a_new_one_to_a_writer(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="There is no store at"):
+        read_store(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    opened = open_store(tmp_path)
+    opened.store.close()
+    assert opened.store.notes == [f"A new, empty store was made: {tmp_path}"]
+
+
+@posix_only
+def test_a_store_that_one_may_not_look_into_is_not_taken_for_an_empty_one(line: Opened, store: Path) -> None:
+    line.store.close()
+    with tempfile.TemporaryDirectory() as name:
+        moved = store.rename(Path(name) / "store")
+        with unprivileged(), pytest.raises(StoreError, match=r"cannot be read: Permission denied \(.*journal\.csv\)"):
+            read_store(moved)
+
+
+@posix_only
+def test_rights_that_a_copy_brought_along_are_mended_or_told(
+    line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.store.close()
+    guarded = [store / "imports", store / "lock", store / "journal.csv"]
+    for mends in (True, False):
+        for path in (store, *guarded):
+            path.chmod(0o777)
+        with monkeypatch.context() as patch:
+            if not mends:  # FAT has no rights
+                patch.setattr("certtool.os.chmod", lambda *_: None)
+            opened = open_store(store)
+        assert [path.stat().st_mode & 0o077 for path in guarded] == [0o077 * (not mends), 0, 0]
+        told = [f"Other users of this PC can read {store}: keep it where only you can."]
+        assert opened.store.notes == ([] if mends else told)
+        opened.store.close()
+
+
+@posix_only
+def test_a_lock_that_leads_elsewhere_is_not_followed(line: Opened, store: Path, tmp_path: Path) -> None:
+    line.store.close()
+    (tmp_path / "mine.txt").write_text("mine")
+    (store / "lock").unlink()
+    (store / "lock").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(StoreError, match="cannot be written"):
+        open_store(store)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_a_drive_that_is_not_there_is_refused_in_words(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,9 +597,9 @@ def test_files_that_are_no_imports_are_left_alone_and_orphans_are_told(line: Ope
     (store / "imports" / "000007-half.csv").write_text("Product")
     (store / "imports" / "notes.txt").write_text("mine")
     (store / "mine.txt").write_text("mine")
-    for way in (read_store, open_store):
-        opened = way(store)
-        assert opened.store.notes == ["imports/000007-half.csv was never completed or taken back, so it is ignored."]
+    assert read_store(store).store.notes == [], "it may be an import that is under way"
+    opened = open_store(store)
+    assert opened.store.notes == ["imports/000007-half.csv was never completed or taken back, so it is ignored."]
     import_files(opened.service, upload(list(rows(1, first=90)), "七.csv"))
     opened.store.close()
     names = {path.name for path in (store / "imports").iterdir()}

@@ -118,7 +118,7 @@ def test_a_read_only_disk_is_refused_in_a_sentence(
             line.rounds += 1
             line.injected += 1
             refused = certtool(*command, "--data", disk / "store", ok=1).stderr
-            assert "cannot be written (Read-only file system): check its rights" in refused
+            assert "cannot be written (Read-only file system): check its rights.\n" in refused
         assert "MAC-1" in certtool("query", "--data", disk / "store").stdout, "who only reads needs no more"
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         judged(line, oracle, disk / "store", profile)
