@@ -993,6 +993,8 @@ COLUMNS = ("ProductKey", "DeviceName", "DeviceSecret", "ProductSecret", "Product
 REQUIRED = COLUMNS[:3]
 OPTIONAL_FROM = {"ProductKey": "--product-key", "ProductSecret": "--product-secret", "ProductID": "--product-id"}
 SEPARATORS = ",;\t"
+UNUSED_NAMED = 20  # columns at most that a report names as not used
+COLUMN_NAME_LENGTH = 40  # characters; a longer one is no column's name
 
 _PRINTABLE = re.compile(rf"[!-~]{{1,{FIELD_LENGTH}}}")
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9\-_@.:]{4,32}")
@@ -1041,6 +1043,7 @@ def check_field(column: str, value: str) -> str:
 class IdentityFile:
     """The rows of one identity file. `ignored` names the columns that are not used.
 
+    Tell nobody of them before a row is right: where the header's line end is lost, they are cells with secrets.
     Construction reads the header line; it raises BadFile where the bytes are no such file. `data` is a stream that can
     be read twice; it is closed with this. `options` fills ProductKey, ProductSecret and ProductID where the file has no
     such column; its values have passed `check_field`.
@@ -1070,7 +1073,8 @@ class IdentityFile:
         if missing:
             raise BadFile(f"The first line must name the columns; there is none for {', '.join(missing)}.", start)
         known = {column.lower() for column in COLUMNS}
-        self.ignored = [name.strip() or "(no name)" for name, key in zip(names, keys) if key not in known]
+        unused = (name.strip() or "(no name)" for name, key in zip(names, keys) if key not in known)
+        self.ignored = [name for name in unused if len(name) <= COLUMN_NAME_LENGTH][:UNUSED_NAMED]
         self._pick = operator.itemgetter(*places)
         self._plain = self._plain_pattern(places)
 
@@ -2499,6 +2503,10 @@ class ImportReport:
         """Note what is wrong with a row, or with a whole file."""
         self.errors.append({"file": file, "line": line, "message": message})
 
+    def ignore(self, columns: Sequence[str]) -> None:
+        """Note columns that are not used, each once."""
+        self.ignored.extend(name for name in columns if name not in self.ignored)
+
     def as_json(self) -> Dict[str, Any]:
         """The object that `import --json` prints."""
         return dict(vars(self))
@@ -2778,6 +2786,8 @@ class Service:
                 if known is not None:
                     report.read += known
                     report.duplicates += known
+                    with upload.open() as data:
+                        report.ignore(IdentityFile(data, options.fixed()).ignored)
                 else:
                     yield from self._stage(upload, options, source, imports, report)
                     if source != (yield from _digest_of_source(upload, options)):
@@ -2810,7 +2820,6 @@ class Service:
             except BadFile as error:
                 report.reject(upload.name, error.line, str(error))
                 return
-            report.ignored.extend(name for name in file.ignored if name not in report.ignored)
             first = len(self.state.names) + sum(len(new.staged.names) for new in imports)
             batch = options.batch or os.path.splitext(upload.name)[0]
             new = _Import(Staged(first, batch), None if options.dry_run else self.store.new_import(upload.name, first))
@@ -2825,6 +2834,8 @@ class Service:
             read, rejected = report.read - before[0], report.rejected - before[1]
             if not read:
                 report.reject(upload.name, 1, "The file has no certificate in it, only a header line.")
+            if read > rejected:
+                report.ignore(file.ignored)
             if new.staged.names:
                 report.batches.append(batch)
                 new.detail = {"batch": batch, "who": options.who, "read": read, "source": "" if rejected else source}

@@ -254,6 +254,24 @@ def test_a_report_says_what_the_contract_promises(line: Opened) -> None:
     assert (report["ignored"], report["batches"], report["ok"]) == (["id", "note"], ["march"], True)
 
 
+@pytest.mark.parametrize("end", ["", ",", "\u2028"])
+def test_a_header_line_that_lost_its_end_shows_no_cell_as_a_column(end: str, line: Opened) -> None:
+    text = f"ProductKey,DeviceName,DeviceSecret,note{end}{PRODUCT},new-0001,SECRET1,x\n{PRODUCT},new-0002,SECRET2,x\n"
+    for data in (text, text.replace("\n", "\u2028")):
+        report = import_files(line.service, Upload.of("x.csv", data.encode())).as_json()
+        assert (report["ok"], report["imported"], report["ignored"]) == (False, 0, [])
+        assert "SECRET" not in str(report)
+
+
+def test_a_file_that_was_imported_before_names_its_unused_columns_again(line: Opened) -> None:
+    names = [f"note {number}" for number in range(30)]
+    header = ",".join(["ProductKey", "DeviceName", "DeviceSecret", "x" * 41, *names])
+    data = f"{header}\n{PRODUCT},new-0001,hush{',' * 31}\n".encode()
+    for _ in range(2):
+        report = import_files(line.service, Upload.of("x.csv", data))
+        assert (report.ok, report.ignored) == (True, names[:20])
+
+
 def test_a_file_is_its_certificates_batch_unless_another_is_named(line: Opened) -> None:
     import_files(line.service, upload([NEW], "march.2026.csv"))
     import_files(line.service, upload([NEW._replace(device_name="new-0002")]), how=ImportOptions(batch="Q2"))
@@ -301,7 +319,7 @@ def test_an_identical_row_is_a_duplicate_whatever_became_of_its_certificate(line
     }
 
 
-def test_a_file_that_was_imported_whole_is_not_even_read_again(
+def test_no_row_of_a_file_that_was_imported_whole_is_read_again(
     line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any) -> None:
@@ -313,7 +331,7 @@ def test_a_file_that_was_imported_whole_is_not_even_read_again(
     opened = open_store(store)
     before, on_disk = snapshot(opened.state), files(store)
     with monkeypatch.context() as patch:
-        patch.setattr(certtool, "IdentityFile", never)
+        patch.setattr(certtool.IdentityFile, "blocks", never)
         again = import_files(opened.service, file)
     assert (again.ok, counts(again)) == (True, {"read": 2000, "imported": 0, "duplicates": 2000, "rejected": 0})
     other_options = import_files(opened.service, file, how=ImportOptions(product_secret="other"))
