@@ -5222,9 +5222,14 @@ class Console:
             self._write([f"{_clock(_now())}  many at once: {counts}"])
 
     def _write(self, lines: List[str]) -> None:
-        for line in lines:  # a batch may be named after a file, and a file's name may hold anything
-            self._stream.write("".join(c if c.isprintable() else "?" for c in line) + "\n")
+        for line in lines:
+            self._stream.write(printable(line) + "\n")
         self._stream.flush()
+
+
+def printable(text: str) -> str:
+    """Keep what commands a terminal off it: a batch may be named after a file, whose name may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _clock(moment: int) -> str:
@@ -5374,7 +5379,7 @@ def _read_answer(connection: socket.socket, deadline: float) -> Tuple[int, bytes
 
 def _one_line(text: object) -> str:
     """Show what a server sent: printable, on one line, not endless."""
-    return "".join(c if c.isprintable() else "?" for c in str(text or "")[:200])
+    return printable(str(text or "")[:200])
 
 
 class LineReport:
@@ -5488,7 +5493,7 @@ def _drop_output() -> None:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"certtool: {' '.join(sentence.splitlines())}", file=sys.stderr)
+    print(f"certtool: {printable(' '.join(sentence.splitlines()))}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:
@@ -5698,7 +5703,7 @@ def _open_store(
     finally:
         progress.done()
     for note in store.notes:
-        print(f"certtool: {note}", file=sys.stderr)
+        print(f"certtool: {printable(note)}", file=sys.stderr)
     return store, state
 
 
@@ -5951,7 +5956,7 @@ def _run_import(service: Service, uploads: Sequence[Upload], how: ImportOptions)
 
 def _print_report(report: ImportReport, stream: IO[str]) -> None:
     for error in report.errors:
-        print(f"{error['file']}:{error['line']}: {error['message']}", file=sys.stderr)
+        print(f"{printable(error['file'])}:{error['line']}: {error['message']}", file=sys.stderr)
     would = "would be " if report.dry_run else ""
     print(
         f"{report.read:,} rows read: {report.imported:,} {would}imported, {report.duplicates:,} in the store already, "
@@ -5959,7 +5964,7 @@ def _print_report(report: ImportReport, stream: IO[str]) -> None:
         file=stream,
     )
     if report.ignored:
-        print(f"Columns not used: {', '.join(report.ignored)}.", file=stream)
+        print(f"Columns not used: {printable(', '.join(report.ignored))}.", file=stream)
 
 
 def _ask_server(
@@ -6091,7 +6096,7 @@ def run_verify(options: argparse.Namespace) -> int:
         found = 0
         for finding in audit(store, state):
             found += 1
-            print(f"{folder}: {finding}")
+            print(printable(f"{folder}: {finding}"))
         for note in store.notes:
             print(f"certtool: {folder}: {note}", file=sys.stderr)
         for other, state_of_other in checked:
@@ -6177,7 +6182,7 @@ def _print_csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def _print_table(columns: Sequence[str], rows: List[Tuple[str, ...]], limit: Optional[int]) -> None:
     """Draw a table, with tabulate where it is installed; both have the same content."""
-    shown = [row[: len(columns)] for row in rows[:limit]]
+    shown = [list(map(printable, row[: len(columns)])) for row in rows[:limit]]
     try:
         from tabulate import tabulate  # noqa: PLC0415 - only where it is there
     except ImportError:

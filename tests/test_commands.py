@@ -230,6 +230,20 @@ def test_chinese_names_and_reasons_work_on_any_console(certtool: RunCerttool, tm
     assert "标签 é 😀 脱落" in (folder / "journal.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no file can be named so there")
+def test_no_name_from_a_file_commands_the_terminal(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    evil = "lot\x1b]0;X\x07\x9b2J"
+    path = tmp_path / f"{evil}.csv"
+    path.write_text(f"{HEADER[:-1]},{evil}\na1X,good01,s1,\na1X,bad,s2,\n", "utf-8")
+    missing = tmp_path / f"{evil}.none"
+    shown = [certtool("import", path, "--skip-bad", "--data", store), certtool("query", "--data", store)]
+    shown.append(certtool("import", missing, "--data", store, ok=1))
+    for done in shown:
+        assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+        assert "lot?]0;X??2J" in done.stdout + done.stderr
+    assert f",{evil}," in certtool("query", "--format", "csv", "--data", store).stdout, "data stays as it is"
+
+
 def run_bytes(arguments: Sequence[str], env: Dict[str, str]) -> subprocess.CompletedProcess[bytes]:
     done = subprocess.run(
         [sys.executable, str(CERTTOOL), *arguments], capture_output=True, env=child_env(**env), check=False
