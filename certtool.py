@@ -6052,17 +6052,25 @@ def run_request(options: argparse.Namespace) -> int:
 
 def _request_one(options: argparse.Namespace, station: Station) -> int:
     answer = station.request(options.product_key, options.device_id.strip())
-    if options.report:
-        station.report(options.product_key, str(answer.get("DeviceID")), options.report == "ok")
+    reported = None
+    try:
+        if options.report:
+            station.report(options.product_key, str(answer.get("DeviceID")), options.report == "ok")
+            reported = options.report
+    finally:  # the certificate is taken, whatever became of the report
+        _print_answer(options, answer, reported)
+    return 0
+
+
+def _print_answer(options: argparse.Namespace, answer: Dict[str, Any], reported: Optional[str]) -> None:
     if not options.show_secrets:
         answer.update({name: "********" for name in SECRET_COLUMNS if answer.get(name)})
     if options.json:
-        print(json.dumps({**answer, "Reported": options.report or None}))
-        return 0
+        print(json.dumps({**answer, "Reported": reported}))
+        return
     for name in (*COLUMNS, "CRC32"):
         print(f"{name + ':':<15}{_one_line(answer.get(name))}")
-    print("The CRC32 is right." + (f" The burn is reported: {options.report}." if options.report else ""))
-    return 0
+    print("The CRC32 is right." + (f" The burn is reported: {reported}." if reported else ""))
 
 
 def _play(options: argparse.Namespace, station: Station) -> int:

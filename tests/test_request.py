@@ -8,7 +8,7 @@ import re
 import socket
 import time
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import pytest
 
@@ -151,6 +151,20 @@ def test_the_burn_is_reported_as_asked(
     got = json.loads(certtool("request", KEY, *identity, "--server", at, "--json", *options).stdout)
     found = json.loads(certtool("query", got["DeviceName"], "--data", store, "--format", "json").stdout)
     assert [(row["Status"], row["DeviceID"]) for row in found] == [(status, device or got["DeviceID"])]
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_certificate_is_shown_also_where_the_report_fails(flags: List[str], certtool: RunCerttool) -> None:
+    with hostile.serve("plain") as server:
+        good = server.script
+        server.script = lambda hostile_server, request: (
+            [hostile.RESET] if request["Action"] else good(hostile_server, request)
+        )
+        done = certtool("request", KEY, "--server", f"127.0.0.1:{server.port}", "--report", "ok", *flags, ok=1)
+    assert "made-up-by-the-server" in done.stdout
+    assert "The burn is reported" not in done.stdout
+    assert not flags or json.loads(done.stdout)["Reported"] is None
+    assert done.stderr.count("\n") == 1
 
 
 def test_both_forms_of_the_checksum_and_a_product_id_are_understood(server: StartServer, certtool: RunCerttool) -> None:
