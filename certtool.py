@@ -5390,6 +5390,7 @@ class LineReport:
         self.failures: Dict[str, int] = {}
         self.devices: Dict[Tuple[str, str], List[str]] = {}
         self.seconds = 0.0
+        self.interrupted = False
 
     def as_json(self) -> Dict[str, Any]:
         """Rate in answers a second, latencies in milliseconds, and how many certificates two devices got."""
@@ -5409,7 +5410,10 @@ class LineReport:
 
 
 def play_line(station: Station, product_key: str, prefix: str, count: int, stations: int, report: str) -> LineReport:
-    """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 and so on; `report` as in --report."""
+    """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 and so on; `report` as in --report.
+
+    Ctrl-C ends it as soon as what was asked for is there.
+    """
     result = LineReport()
     numbers = iter(range(1, count + 1))
     guard = threading.Lock()
@@ -5439,10 +5443,20 @@ def play_line(station: Station, product_key: str, prefix: str, count: int, stati
     began = time.perf_counter()
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        _wait_for(threads)
+    except KeyboardInterrupt:
+        result.interrupted = True
+        numbers = iter(())
+        _wait_for(threads)
     result.seconds = time.perf_counter() - began
     return result
+
+
+def _wait_for(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(TICK_SECONDS)  # without a limit Ctrl-C would do nothing on Windows
 
 
 # ======================================================================================================================
@@ -5468,20 +5482,23 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if crc32_warning:
         print(f"certtool: {crc32_warning}", file=sys.stderr)
     gc.set_threshold(100_000)  # a million rows make no garbage that only a search would find
+    code = 1
     try:
         options = _parser().parse_args(arguments)
-        code: int = options.run(options)
+        code = options.run(options)
         sys.stdout.flush()
         return code
     except CertToolError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("Interrupted: what was not reported as done did not happen.", 1)
+        return _fail("Interrupted: what was under way may have happened: look with certtool.py query.", 1)
     except OSError as error:
         windows_says_so = sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None
         if isinstance(error, BrokenPipeError) or windows_says_so:
             _drop_output()
             return 1
+        if code == 0:
+            return _fail(f"It is done, but the output could not be written ({error.strerror}): check the disk.", 1)
         return _fail(f"{error.strerror or 'Input or output failed'}: {error.filename or 'check the disk'}", 1)
     except Exception as error:  # the edge: whatever it is, the operator sees a sentence
         return _fail(f"Please report this defect: {where_raised(error)}", 1)
@@ -6086,6 +6103,8 @@ def _play(options: argparse.Namespace, station: Station) -> int:
         print(f"{report['certificates']:,} different certificates, {report['duplicates']:,} given to two devices.")
         for failure, times in report["failures"].items():
             print(f"{times:,} times: {failure}")
+    if played.interrupted:
+        return _fail("Interrupted: the rest was not asked for.", 1)
     if report["duplicates"] or report["failures"]:
         return _fail("The line did not run clean: see above.", 1)
     return 0

@@ -608,6 +608,19 @@ def test_output_that_cannot_be_written_is_an_error(certtool: RunCerttool, store:
         assert "No space left on device" in sentence(done.stderr)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device here that is always full")
+def test_what_is_done_is_said_to_be_done_though_the_output_cannot_be_written(certtool: RunCerttool, used: Path) -> None:
+    name = listed(certtool, used)[0]["DeviceName"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = [sys.executable, str(CERTTOOL), "void", name, "--reason", "x", "--data", str(used)]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=child_env(), encoding="utf-8", check=False
+        )
+    assert done.returncode == 1
+    assert "It is done, but the output could not be written (No space left on device)" in done.stderr
+    assert listed(certtool, used, name)[0]["Status"] == "Void"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes a stream")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_does_not_change_how_a_command_ends(closed: str, certtool: RunCerttool, store: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import csv
 import json
 import re
+import signal
 import socket
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
 
 import pytest
 
@@ -242,3 +244,25 @@ def test_a_played_line_finds_a_server_that_gives_a_certificate_twice(certtool: R
         done = certtool(*line, "--stations", "2", "--json", ok=1)
     played = json.loads(done.stdout)
     assert (played["answers"], played["certificates"], played["duplicates"]) == (5, 1, 1)
+
+
+def test_a_played_line_that_is_interrupted_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    with hostile.serve("plain") as server:
+        good = server.script
+
+        def script(hostile_server: hostile.Hostile, request: Dict[str, Any]) -> Iterable[hostile.Step]:
+            if len(hostile_server.requests) == 5:
+                _thread.interrupt_main()
+            return good(hostile_server, request)
+
+        server.script = script
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+        try:
+            line = ["request", KEY, "--server", f"127.0.0.1:{server.port}", "--count", "1000000"]
+            assert product.main([*line, "--stations", "2"]) == 1
+        finally:
+            signal.signal(signal.SIGINT, before)
+        asked = len(server.requests)
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{asked:,} answers in ")
+    assert told.err == "certtool: Interrupted: the rest was not asked for.\n"
