@@ -3244,7 +3244,7 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class RequestEvent(NamedTuple):
-    """One request for the console: `result` is one of RESULTS, or tells the code that refused it."""
+    """One request for the console: `result` is one of RESULTS, or tells the code that refused it, and `why` why."""
 
     time: int
     station: str
@@ -3253,6 +3253,7 @@ class RequestEvent(NamedTuple):
     device_name: str
     result: str
     product_key: str = ""
+    why: str = ""
 
 
 class CertRequestHandler(http.server.BaseHTTPRequestHandler):
@@ -3446,7 +3447,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.server.manage(self, self.path[len(MANAGEMENT) :])
             return
         server = self.server
-        product_key, device_id, name, action, now = "", "-", "-", "?", server.wall
+        product_key, device_id, name, action, now, why = "", "-", "-", "?", server.wall, ""
         try:
             product_key, device_id, verb = parse_request(self.body)
             action = ACTION_NAMES[verb]
@@ -3461,10 +3462,10 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                 reply = format_acknowledgement(product_key, device_id)
             self.reply(200, reply, recorded=True)
         except CertToolError as error:
-            result = f"refused: {error.code}"
+            result, why = f"refused: {error.code}", str(error)
             bad = isinstance(error, BadRequest)
             self.reply(error.http_status, format_error(error), recorded=not bad)
-        event = _new(RequestEvent, (now, self.station, action, device_id or "-", name, result, product_key))
+        event = _new(RequestEvent, (now, self.station, action, device_id or "-", name, result, product_key, why))
         server.turn_events.append(event)
 
     def do_GET(self) -> None:
@@ -3506,7 +3507,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.reply(error.http_status, format_error(error))
         self.draining = True
         result = f"refused: {error.http_status} {error.code}"
-        self.server.turn_events.append(RequestEvent(_now(), self.station, "-", "-", "-", result))
+        self.server.turn_events.append(RequestEvent(_now(), self.station, "-", "-", "-", result, why=str(error)))
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -3796,7 +3797,7 @@ class CertServer(http.server.HTTPServer):
             handler.send(data, not keep_alive)
         events, self.turn_events = self.turn_events, []
         if failure:
-            events = [event._replace(result=f"refused: {failure.code}") for event in events]
+            events = [event._replace(result=f"refused: {failure.code}", why=str(failure)) for event in events]
         self.on_events(events)
         self.site.events(events)
 
@@ -3913,6 +3914,7 @@ class CertServer(http.server.HTTPServer):
         name, key, reason, who = (
             str(fields.get(field, "")) for field in ("device_name", "product_key", "reason", "who")
         )
+        why = ""
         try:
             force = fields.get("force") is True
             verb, who = OPERATIONS[operation], who or self.site.who
@@ -3921,8 +3923,8 @@ class CertServer(http.server.HTTPServer):
             result = RESULTS[kind]
         except CertToolError as error:
             handler.reply(error.http_status, format_error(error), recorded=True)
-            result = f"refused: {error.code}"
-        self.turn_events.append(RequestEvent(_now(), handler.station, operation, "-", name, result, key))
+            result, why = f"refused: {error.code}", str(error)
+        self.turn_events.append(RequestEvent(_now(), handler.station, operation, "-", name, result, key, why))
 
     def _start_import(self, handler: CertRequestHandler) -> None:
         """The body is a line of JSON, {"options": {...}, "files": [[name, size], ...]}, and behind it the files."""
@@ -5237,7 +5239,9 @@ def _clock(moment: int) -> str:
 
 
 def _event_line(event: RequestEvent) -> str:
-    moment, station, action, device_id, device_name, result, _ = event
+    moment, station, action, device_id, device_name, result, product_key, why = event
+    if why:
+        result += f" ({product_key}): {why}" if product_key else f": {why}"
     return f"{_clock(moment)}  {station:<15} {action:<8} {device_id:<25} {device_name:<20} {result}"
 
 

@@ -631,10 +631,17 @@ def test_the_console_shows_a_line_for_each_event_and_never_a_secret(
     running.request("a1Nobody", "MAC-9")
     running.post(b"{}")
     raw(running.port, b"\x16\x03")
+    certtool("void", "no-one", "--reason", "scrap", "--data", store, ok=1)
     certtool("void", name, "--reason", "scrap", "--data", store)
     running.request(WIFI, "MAC-1")
     running.stop()
     shown = [text for text in running.output.splitlines() if re.match(r"\d\d:\d\d:\d\d  ", text)]
+    unknown = "(a1Nobody): No certificate of this ProductKey was ever imported: check it, or import its file."
+    no_device = "This DeviceID holds no certificate of this product: request one before reporting."
+    no_key = "ProductKey must be a string of 1-64 printable ASCII characters."
+    no_http = "This is not an HTTP request: send POST / HTTP/1.1 with a JSON body."
+    voided = "The certificate of this DeviceID was voided: ask the line's operator."
+    no_name = "There is no certificate of this DeviceName in the store: check the name."
     assert [re.split(" {2,}", text, maxsplit=1)[1].split(None, 4) for text in shown] == [
         ["127.0.0.1", "request", "MAC-1", name, "allocated"],
         ["127.0.0.1", "request", "MAC-1", name, "same again"],
@@ -642,12 +649,13 @@ def test_the_console_shows_a_line_for_each_event_and_never_a_secret(
         ["127.0.0.1", "burned", "MAC-1", name, "same again"],
         ["127.0.0.1", "request", "MAC-1", name, "same again, is Written"],
         ["127.0.0.1", "failed", "MAC-1", name, "Failed"],
-        ["127.0.0.1", "failed", "MAC-9", "-", "refused: UnknownDevice"],
-        ["127.0.0.1", "request", "MAC-9", "-", "refused: UnknownProduct"],
-        ["127.0.0.1", "?", "-", "-", "refused: BadRequest"],
-        ["127.0.0.1", "-", "-", "-", "refused: 400 BadRequest"],
+        ["127.0.0.1", "failed", "MAC-9", "-", f"refused: UnknownDevice ({WIFI}): {no_device}"],
+        ["127.0.0.1", "request", "MAC-9", "-", f"refused: UnknownProduct {unknown}"],
+        ["127.0.0.1", "?", "-", "-", f"refused: BadRequest: {no_key}"],
+        ["127.0.0.1", "-", "-", "-", f"refused: 400 BadRequest: {no_http}"],
+        ["127.0.0.1", "void", "-", "no-one", f"refused: Refused: {no_name}"],
         ["127.0.0.1", "void", "-", name, "voided"],
-        ["127.0.0.1", "request", "MAC-1", "-", "refused: Voided"],
+        ["127.0.0.1", "request", "MAC-1", "-", f"refused: Voided ({WIFI}): {voided}"],
     ]
     secrets = re.findall(r"[A-Za-z0-9]{32}|0lR8acRYSi4MDF8k", SAMPLE.read_text(encoding="utf-8"))
     assert not any(secret in running.output + running.errors for secret in secrets)
