@@ -5742,9 +5742,13 @@ def run_serve(options: argparse.Namespace) -> int:
         server.site.notice(sentence)
 
     try:
-        server = CertServer(
-            options.host, options.port, console.events, notify, options.allow, options.crc_format == "int"
-        )
+        try:
+            server = CertServer(
+                options.host, options.port, console.events, notify, options.allow, options.crc_format == "int"
+            )
+        except CertToolError:
+            _look_for_server(store_folder(options.data))
+            raise
         with server:
             store, state = _open_store(options, writer=True)
             with contextlib.closing(store):
@@ -5772,6 +5776,19 @@ def run_serve(options: argparse.Namespace) -> int:
     except OSError:
         _drop_output()  # the screen is gone, the work is done
     return 0
+
+
+def _look_for_server(folder: str) -> None:
+    """Raise StoreBusy where a server runs on this store already: it explains better why the port is taken."""
+    path = os.path.join(folder, "lock")
+    try:
+        if os.path.exists(path):
+            Lock(path, "serve").release()
+    except StoreBusy as busy:
+        if busy.holder.get("command") == "serve":
+            raise
+    except OSError:
+        pass
 
 
 def _import_first(service: Service, uploads: Sequence[Upload]) -> None:

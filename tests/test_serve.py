@@ -160,9 +160,10 @@ def one_line(text: str) -> str:
 
 def test_a_second_server_on_the_same_store_is_refused(server: StartServer, store: Path, certtool: RunCerttool) -> None:
     running = server("--import", SAMPLE)
-    refused = one_line(certtool("serve", "0", "--host", "127.0.0.1", "--data", store, ok=1).stderr)
-    assert f"certtool serve (process {running.process.pid}, port {running.port})" in refused
-    assert "stop that first" in refused
+    for port in (0, running.port):
+        refused = one_line(certtool("serve", port, "--host", "127.0.0.1", "--data", store, ok=1).stderr)
+        assert f"certtool serve (process {running.process.pid}, port {running.port})" in refused
+        assert "stop that first" in refused
     assert running.request(WIFI, "MAC-1")[0] == 200
 
 
@@ -175,6 +176,9 @@ def test_a_second_server_on_the_same_port_is_refused_and_leaves_no_store(
         refused = one_line(certtool("serve", running.port, *other, ok=1).stderr)
         assert f"Port {running.port} is in use by another program: stop it, or choose another port" in refused
     assert not (tmp_path / "other").exists()
+    with contextlib.closing(program.Store(str(tmp_path / "other"), "import")):
+        refused = one_line(certtool("serve", running.port, *other, ok=1).stderr)
+        assert f"Port {running.port} is in use by another program" in refused, "not by the import"
 
 
 @pytest.mark.parametrize(
