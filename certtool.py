@@ -5186,13 +5186,11 @@ class Console:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        try:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more: the server goes on in silence
             while not self._stop.wait(TICK_SECONDS):
                 self._print_all(time.monotonic())
             self._print_all(time.monotonic() + 1)
             self._sum_up()
-        except (OSError, ValueError):
-            pass  # nobody reads any more: the server goes on in silence
 
     def _print_all(self, now: float) -> None:
         if now >= self._window + 1:
@@ -5224,14 +5222,24 @@ class Console:
             self._write([f"{_clock(_now())}  many at once: {counts}"])
 
     def _write(self, lines: List[str]) -> None:
-        for line in lines:
-            self._stream.write(printable(line) + "\n")
-        self._stream.flush()
+        try:
+            for line in lines:
+                self._stream.write(printable(line) + "\n")
+            self._stream.flush()
+        except OSError as error:  # on a full disk these lines are lost, and later ones may not be
+            if is_reader_gone(error):
+                raise
 
 
 def printable(text: str) -> str:
     """Keep what commands a terminal off it: a batch may be named after a file, whose name may hold anything."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def is_reader_gone(error: OSError) -> bool:
+    """Say whether nobody reads our output any more; Windows calls that an invalid argument."""
+    windows_says_so = sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None
+    return isinstance(error, BrokenPipeError) or windows_says_so
 
 
 def _clock(moment: int) -> str:
@@ -5497,8 +5505,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return _fail("Interrupted: what was under way may have happened: look with certtool.py query.", 1)
     except OSError as error:
-        windows_says_so = sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None
-        if isinstance(error, BrokenPipeError) or windows_says_so:
+        if is_reader_gone(error):
             _drop_output()
             return 1
         if code == 0:

@@ -725,6 +725,26 @@ def test_what_a_stuck_screen_missed_is_counted_when_it_goes_on() -> None:
     assert " not shown" in shown
 
 
+@pytest.mark.parametrize("gone", [False, True], ids=["full disk", "reader gone"])
+def test_the_console_goes_on_after_an_error_unless_nobody_reads_it_any_more(gone: bool) -> None:
+    class Screen(io.StringIO):
+        failed = threading.Event()
+
+        def write(self, text: str) -> int:
+            if not self.failed.is_set():
+                self.failed.set()
+                raise BrokenPipeError if gone else OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    screen = Screen()
+    console = program.Console(screen)
+    console.notify("This is lost.")
+    assert screen.failed.wait(PATIENCE)
+    console.notify("This is shown.")
+    assert console.close()
+    assert ("This is shown." in screen.getvalue()) == (not gone)
+
+
 class Unread:
     """A server whose output is read only until it is ready."""
 
