@@ -3680,7 +3680,7 @@ class CertServer(http.server.HTTPServer):
             self._listeners.append(self.socket)
             if not is_loopback(self.server_name) and self.server_name not in ("0.0.0.0", "::"):
                 self._listeners.append(socket.create_server(("127.0.0.1", self.server_port), backlog=BACKLOG))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError) as error:
             raise CertToolError(_why_not_bound(host, port, error)) from None
         for listener in self._listeners:
             listener.setblocking(False)
@@ -5351,6 +5351,8 @@ class Station:
                 return _read_answer(connection, deadline)
         except socket.timeout:
             why = f"did not answer within {STATION_SECONDS:.0f} s"
+        except UnicodeError:  # what cannot be asked of DNS
+            why = "is not reachable (no such host)"
         except (ValueError, OverflowError, http.client.HTTPException):
             why = "sent something that is no whole HTTP answer"
         except OSError as error:
@@ -5491,6 +5493,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A console in GBK cannot show every name; CPython 3.8 would keep a warning until a block is full.
             stream.reconfigure(errors="replace", line_buffering=name == "stderr" or None)
+    if sys.version_info < (3, 8):  # noqa: UP036 - it starts there, and fails later
+        return _fail(f"This is Python {sys.version_info[0]}.{sys.version_info[1]}: certtool needs 3.8 or newer.", 1)
     if crc32_warning:
         print(f"certtool: {crc32_warning}", file=sys.stderr)
     gc.set_threshold(100_000)  # a million rows make no garbage that only a search would find
@@ -5562,7 +5566,9 @@ def _add_store_commands(add: AddCommand) -> None:
     """Add what runs the store: serve, import, release, void, accept-restore."""
     serve = add("serve", run_serve, "Give certificates to devices and programmers over HTTP.")
     serve.add_argument("port", nargs="?", type=_port, default=DEFAULT_PORT, help="default 8000; 0 takes a free one")
-    serve.add_argument("--host", default="0.0.0.0", metavar="ADDR", help="address to listen on (default: all)")
+    serve.add_argument(
+        "--host", default="0.0.0.0", type=_host, metavar="ADDR", help="address to listen on (default: all)"
+    )
     serve.add_argument("--import", dest="files", action="append", default=[], metavar="FILE", help="import first")
     serve.add_argument("--crc-format", choices=("hex", "int"), default="hex", help="how CRC32 is sent")
     serve.add_argument(
@@ -5611,7 +5617,7 @@ def _add_asking_commands(add: AddCommand) -> None:
     query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
     query.add_argument("--device-id", metavar="ID")
     query.add_argument("--product-key", metavar="K")
-    query.add_argument("--batch", metavar="B")
+    query.add_argument("--batch", type=_text, metavar="B")
     query.add_argument("--status", metavar="S", type=_status, help=", ".join(STATUS_NAMES))
     query.add_argument("--limit", type=_count, metavar="N", help=f"rows at most (default: {TABLE_LIMIT} on a terminal)")
     query.add_argument("--format", choices=("table", "csv", "json"), default="table")
@@ -5638,14 +5644,20 @@ def _add_asking_commands(add: AddCommand) -> None:
 
 
 def _text(text: str) -> str:
-    """A text that UTF-8 can hold: on POSIX an argument or a file's name may be any bytes."""
-    return text.encode("utf-8", "replace").decode()
+    """A text that UTF-8 can hold: on POSIX an argument or a file's name may be any bytes, mostly those of UTF-8."""
+    return text.encode("utf-8", "replace" if sys.platform == "win32" else "surrogateescape").decode("utf-8", "replace")
 
 
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
     return int(text)
+
+
+def _host(text: str) -> str:
+    if not text:  # which would be all addresses
+        raise argparse.ArgumentTypeError("an address of this PC, such as 192.168.1.10")
+    return text
 
 
 def _count(text: str) -> int:
@@ -5669,9 +5681,11 @@ def _server(text: str) -> Tuple[str, int]:
 
 def _network(text: str) -> str:
     try:
-        return str(ipaddress.ip_network(text, strict=False))
+        network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise argparse.ArgumentTypeError("an address or network, such as 192.168.1.0/24") from None
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    return f"{mapped}/{network.prefixlen - 96}" if mapped else str(network)  # as a station's address is told
 
 
 def _status(text: str) -> int:

@@ -547,6 +547,7 @@ def test_a_folder_that_cannot_be_written_is_named(certtool: RunCerttool) -> None
         ["crc"],
         ["crc", "a", "b", "c", "d", "e", "f"],
         ["crc", "a", "b", "c", "d", "--format", "octal"],
+        ["serve", "0", "--host", ""],
         ["release", "a", "--reason"],
         ["void", "a", "--reason", "x", "--force"],
     ],
@@ -559,6 +560,46 @@ def test_a_wrong_command_line_ends_with_2_and_changes_nothing(
     assert done.stdout == ""
     assert re.match(r"certtool( \w+)?: (error: )?\S", done.stderr.splitlines()[-1])
     assert not store.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="arguments are text there")
+def test_a_host_that_is_no_text_is_refused_in_a_sentence(certtool: RunCerttool, store: Path) -> None:
+    refused = sentence(certtool("serve", "0", "--host", "b\udcff", "--data", store, ok=1).stderr)
+    assert refused.endswith("): is --host an address of this PC?")
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "meant"),
+    [
+        ("192.0.2.7/24", "192.0.2.0/24"),
+        ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+        ("::ffff:192.0.2.7", "192.0.2.7/32"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("fe80::/64", "fe80::/64"),
+    ],
+)
+def test_a_network_of_ipv4_may_be_written_as_ipv6(network: str, meant: str) -> None:
+    assert program._network(network) == meant
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="arguments are text there")
+def test_a_text_in_another_locale_is_what_was_typed(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(SAMPLE, tmp_path / "一月.csv"))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert run_bytes(["import", str(path), "--data", str(store)], ascii_only).stderr.count(b"\n") == 1
+    assert {row["Batch"] for row in listed(certtool, store)} == {"一月"}
+    assert b"\n" in run_bytes(["query", "--batch", "一月", "--format", "csv", "--data", str(store)], ascii_only).stdout
+
+
+def test_a_python_that_is_too_old_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "version_info", (3, 7, 16))
+        assert program.main(["--version"]) == 1
+    assert sentence(capsys.readouterr().err) == "This is Python 3.7: certtool needs 3.8 or newer."
 
 
 def test_every_command_explains_itself(certtool: RunCerttool) -> None:
