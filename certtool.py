@@ -993,13 +993,17 @@ COLUMNS = ("ProductKey", "DeviceName", "DeviceSecret", "ProductSecret", "Product
 REQUIRED = COLUMNS[:3]
 OPTIONAL_FROM = {"ProductKey": "--product-key", "ProductSecret": "--product-secret", "ProductID": "--product-id"}
 SEPARATORS = ",;\t"
+NO_ENCODING = "The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8."
 UNUSED_NAMED = 20  # columns at most that a report names as not used
 COLUMN_NAME_LENGTH = 40  # characters; a longer one is no column's name
 
 _PRINTABLE = re.compile(rf"[!-~]{{1,{FIELD_LENGTH}}}")
 _DEVICE_NAME = re.compile(r"[A-Za-z0-9\-_@.:]{4,32}")
-_MANGLED = re.compile(r"-?\d([.,]\d+)?E[+-]\d{2,}|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)")
-_MANGLED_SIGNS = ("E+", "E-", "#")  # one of them is in each
+_MANGLED = re.compile(
+    r"-?\d([.,]\d+)?(E[+-]|e\+)\d{2,}|-?\d\.\d+(e-|E)\d{2,}|#+|#(NAME\?|VALUE!|REF!|DIV/0!|NUM!|NULL!|N/A)"
+)
+_MANGLED_SIGNS = ("E+", "E-", "e+", "e-", "#")  # one of them is in each
+_MANGLED_POINT = re.compile(r"\.\d+E\d")  # or this
 _MANGLED_CELL = re.compile(rf"(?<![^,;\t\n])(?:{_MANGLED.pattern})(?![^,;\t\r\n])")  # somewhere in plain lines
 _LINE_END = "\r\n"
 
@@ -1054,6 +1058,10 @@ class IdentityFile:
         self._read = 1  # the line that the next block begins with
         self._pending: Deque[Tuple[int, str]] = deque()  # lines of the present block, numbered
         start, header = next(((n, text) for n, text in iter(self._next_line, None) if text.strip()), (1, ""))
+        if not header:
+            raise BadFile("The file is empty: export it again.")
+        if "\0" in header:  # UTF-16 without BOM
+            raise BadFile(NO_ENCODING, start)
         self._separator, names = _sniff_separator(header)
         self._width = len(names)
         keys = [re.sub(r"[\s_-]", "", name).lower() for name in names]
@@ -1177,7 +1185,7 @@ class IdentityFile:
 
 def _may_be_mangled(text: str) -> bool:
     """Say whether one of the signs is in the text; one character is found in far less time than two."""
-    return any(sign[-1] in text and sign in text for sign in _MANGLED_SIGNS)
+    return any(sign[-1] in text and sign in text for sign in _MANGLED_SIGNS) or bool(_MANGLED_POINT.search(text))
 
 
 def in_pieces(data: BinaryIO) -> Iterator[bytes]:
@@ -1198,7 +1206,7 @@ def _sniff_encoding(data: BinaryIO) -> str:
         if not wrong:
             return encoding
         lines = max(lines, wrong)
-    raise BadFile("The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8.", lines)
+    raise BadFile(NO_ENCODING, lines)
 
 
 def _undecodable_line(data: BinaryIO, encoding: str) -> int:
@@ -2895,7 +2903,7 @@ class Service:
                 number = staged.names.get(row.device_name)
                 if number is not None:
                     if other.hashes[number - other.staged.first] != hash(row[2:]) & ROW_HASH:
-                        return f"{row.device_name} stands in the file before, with another secret."
+                        return f"{row.device_name} stands in the file before, with another secret or id."
                     return DUPLICATE
                 if row.device_id and row.device_id in staged.devices:
                     return f"DeviceID {row.device_id} stands in the file before, with another certificate."
@@ -4325,11 +4333,12 @@ const SENTENCES = [
   [/^(\w+) is not 1-(\d+) printable ASCII.*/, "$1 不是 1–$2 个不含空格的可打印 ASCII 字符。"],
   [/^(.+) is in the store with another (.+)\.$/, "$1 在库中已有，但 $2 不同。"],
   [/^DeviceID (.+) has another certificate in the store\.$/, "DeviceID $1 在库中已有另一个证书。"],
-  [/^(.+) stands in the file before, with another secret\.$/, "$1 在文件前面已出现，但密钥不同。"],
+  [/^(.+) stands in the file before, with another secret.*/, "$1 在文件前面已出现，但密钥或 ID 不同。"],
   [/^DeviceID (.+) stands in the file before.*/, "DeviceID $1 在文件前面已出现，但证书不同。"],
   [/^The file has no certificate in it.*/, "文件中没有证书，只有标题行。"],
   [/^The header line names (\w+) twice.*/, "标题行中 $1 出现了两次：请去掉一个。"],
   [/^The first line must name the columns; there is none for (.+)\.$/, "第一行必须是列名；缺少：$1。"],
+  [/^The file is empty.*/, "文件是空的：请重新导出。"],
   [/^This is a spreadsheet, not a CSV.*/, "这是电子表格，不是 CSV 文件：请另存为 CSV 后再导入。"],
   [/^The text is neither UTF-8.*/, "文字编码不是 UTF-8、带 BOM 的 UTF-16 或 GB18030：请另存为 CSV UTF-8。"],
   [/^There is no certificate of this DeviceName.*/, "库中没有此 DeviceName 的证书：请检查名称。"],

@@ -199,7 +199,9 @@ def test_what_is_handed_to_a_server_is_never_more_or_less_than_was_said(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "The first line must name the columns"),
+        (b"", "The file is empty"),
+        (b"\xef\xbb\xbf \r\n", "The file is empty"),
+        ("ProductKey,DeviceName,DeviceSecret\n".encode("utf-16-le"), "The text is neither UTF-8"),
         (b"PK\x03\x04zip", "save it as CSV"),
         (b"ProductKey,DeviceName,DeviceSecret\n", "only a header line"),
         (b"\xff\x00\xff" * 9, "The text is neither UTF-8"),

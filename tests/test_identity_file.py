@@ -156,6 +156,9 @@ WRONG_ROWS = {
     "a1Key,1E+15,hush,,,": SCIENTIFIC,
     "a1Key,lamp-0002,1.23457E+14,,,": SCIENTIFIC,
     "a1Key,lamp-0002,4E-05,,,": SCIENTIFIC,
+    "a1Key,lamp-0002,1.23e+15,,,": SCIENTIFIC,
+    "a1Key,lamp-0002,1.23E15,,,": SCIENTIFIC,
+    "a1Key,lamp-0002,#####,,,": SCIENTIFIC,
     "a1Key,lamp-0002,hush,#NAME?,,": SCIENTIFIC,
     "a1Key,lamp-0002,hush,,#N/A,": SCIENTIFIC,
     "a1Key,lamp-0002,hush,,,#DIV/0!": SCIENTIFIC,
@@ -188,7 +191,7 @@ def test_a_number_that_a_spreadsheet_mangled_in_other_ways_is_refused(cell: str)
     assert SCIENTIFIC in str(reason)
 
 
-@pytest.mark.parametrize("cell", ["1.2E+15", "4E-05", "#NAME?", "#DIV/0!"])
+@pytest.mark.parametrize("cell", ["1.2E+15", "4E-05", "1e+15", "4.1e-05", "1.23E15", "####", "#NAME?", "#DIV/0!"])
 def test_a_mangled_cell_is_refused_among_rows_that_are_read_many_at_once(
     cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,8 +206,12 @@ def test_a_mangled_cell_is_refused_among_rows_that_are_read_many_at_once(
 
 
 def test_what_only_looks_like_a_mangled_number_is_read() -> None:
-    row = Credential("12E+1x", "1E5E", "E+15", "1.5E+3", "#N/A1", "1.E+15")
-    assert read(f"{FULL}\n{','.join(row)}\n".encode()) == [(2, row)]
+    rows = [
+        Credential("12E+1x", "1E5E", "E+15", "1.5E+3", "#N/A1", "1.E+15"),
+        Credential("1E15", "1e-05", "1e15", "1.5e15", "#1", "1.5E1"),
+    ]
+    for row in rows:
+        assert read(f"{FULL}\n{','.join(row)}\n".encode()) == [(2, row)]
 
 
 def test_an_unclosed_quote_is_named_where_its_row_starts_however_many_rows_follow() -> None:
@@ -242,8 +249,9 @@ def test_no_value_stands_in_a_reason_of_check_field() -> None:
 @pytest.mark.parametrize(
     ("data", "line", "message"),
     [
-        (b"", 1, "there is none for ProductKey (or --product-key), DeviceName, DeviceSecret"),
-        (b"\n\r\n \n", 1, "there is none for ProductKey"),
+        (b"", 1, "The file is empty"),
+        (b"\n\r\n \n", 1, "The file is empty"),
+        (b"hush\n", 1, "there is none for ProductKey (or --product-key), DeviceName, DeviceSecret"),
         (b"a1Key,lamp-0001,hush0001\n", 1, "The first line must name the columns"),
         (b"\nDeviceName,DeviceSecret\n", 2, "there is none for ProductKey (or --product-key)."),
         (b"ProductKey,DeviceName\n", 1, "there is none for DeviceSecret."),
@@ -259,6 +267,7 @@ def test_no_value_stands_in_a_reason_of_check_field() -> None:
         ("ProductKey,DeviceName,DeviceSecret\r\n灯,b,c\r\ra,b,".encode() + b"\xe7", 4, "neither UTF-8"),
         (codecs.BOM_UTF16_LE + b"P\x00r", 1, "neither UTF-8"),
         (codecs.BOM_UTF16_BE + b"\xd8\x00\x00P", 1, "neither UTF-8"),
+        ("\nProductKey,DeviceName,DeviceSecret\n".encode("utf-16-be"), 1, "neither UTF-8"),
     ],
 )
 def test_what_is_no_identity_file_is_refused_with_the_line_that_shows_it(

@@ -279,8 +279,8 @@ def test_a_file_is_its_certificates_batch_unless_another_is_named(line: Opened) 
 
 
 CONFLICTS = {
-    "another secret": (NEW._replace(device_secret="other"), "stands in the file before, with another secret."),
-    "another device": (NEW._replace(device_id="X"), "stands in the file before, with another secret."),
+    "another secret": (NEW._replace(device_secret="other"), "stands in the file before, with another secret or id."),
+    "another device": (NEW._replace(device_id="X"), "stands in the file before, with another secret or id."),
     "the same device twice": (Credential(PRODUCT, "new-0002", "x", device_id="N"), "DeviceID N stands in the file"),
     "in the store": (Credential(PRODUCT, name(1), "x"), "is in the store with another DeviceSecret."),
     "all other": (Credential(PRODUCT, name(1), "x", "y", "z", "D"), "another DeviceSecret and ProductSecret and Pro"),
