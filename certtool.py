@@ -3085,6 +3085,11 @@ def is_usual(head: Head) -> bool:
     return head.length <= MAX_BODY and "expect" not in head.headers
 
 
+def is_of_web_page(head: Head) -> bool:
+    """Say whether a browser sent this for a web page; what devices and their programmers use sends neither header."""
+    return "origin" in head.headers or "sec-fetch-site" in head.headers
+
+
 def _head_end(buffer: Union[bytes, bytearray]) -> Tuple[int, int]:
     """Return where the first empty line begins, line end before it included, and where the body does; 0 for neither."""
     crlf, lf = buffer.find(b"\n\r\n"), buffer.find(b"\n\n")  # a client may end its lines by LF alone
@@ -3228,8 +3233,9 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 # under way. No reply of the service leaves before the commit of its turn: that is the order of the turn, not a rule to
 # remember. A half-sent request costs a buffer and has a deadline.
 #
-# The LAN sees only the protocol. Management is POST /certtool/..., from a loopback peer, to a loopback Host, with the
-# token that `serve` leaves in the store's lock file, or with what the site (the management page) gave to a browser.
+# The LAN sees only the protocol, and web pages there not even that: their heads are refused, so none is remembered.
+# Management is POST /certtool/..., from a loopback peer, to a loopback Host, with the token that `serve` leaves in the
+# store's lock file, or with what the site (the management page) gave to a browser.
 
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
@@ -3392,6 +3398,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             text = bytes(buffer[:end])
             self.head = head = parse_head(text)
             self.body_start = start
+            if head.method == "POST" and not head.path.startswith(MANAGEMENT) and is_of_web_page(head):
+                raise Forbidden("Web pages get no certificates: ask from a program, without Origin or Sec-Fetch-Site.")
             self._check_length(head, len(buffer) - start)
             if buffer[end:start] == b"\r\n\r\n" and is_usual(head):
                 self.server.remember(text, head)
@@ -3869,7 +3877,7 @@ class CertServer(http.server.HTTPServer):
                 job.steps.close()
 
     def remember(self, text: bytes, head: Head) -> None:
-        """Keep a head that `is_usual`: stations send the same one with each request."""
+        """Keep a head that is checked and `is_usual`: stations send the same one with each request."""
         if len(self.usual_heads) >= USUAL_HEADS:
             self.usual_heads.clear()
         self.usual_heads[text] = head

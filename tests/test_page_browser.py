@@ -397,6 +397,8 @@ const attempt = async (name, path, options) => {
   await attempt("page", "/", {});
   await attempt("export", "/certtool/export", {});
   await attempt("blind", "/certtool/void", {method: "POST", body, mode: "no-cors"});
+  const draw = JSON.stringify({ProductKey: "PRODUCT", Action: 0});
+  for (const mode of ["cors", "no-cors"]) await attempt("draw", "/", {method: "POST", body: draw, mode});
   window.finished = done;
 })();
 </script>"""
@@ -434,10 +436,14 @@ def test_a_hostile_page_reads_nothing_and_changes_nothing(
         page.goto(f"http://{name}:{elsewhere.server_port}/")
         until(page, "window.finished")
         done: List[Tuple[str, str]] = page.evaluate("window.finished")
-        assert len(done) == 11
+        assert len(done) == 13
         for what, text in done:
             assert text in ("failed", "") or json.loads(text)["Status"] == "Forbidden", (what, text)
         assert all("certtool" not in frame.title() for frame in page.frames)
+        page.goto(f"http://{name}:{running.port}/")  # from now on as rebound: what was elsewhere is here
+        ask = "async body => (await fetch('/', {method: 'POST', body})).json()"
+        answer = page.evaluate(ask, json.dumps({"ProductKey": WIFI, "Action": 0}))
+        assert answer["Status"] == "Forbidden"
         context.close()
         elsewhere.shutdown()
     assert (store / "journal.csv").read_bytes() == before

@@ -295,6 +295,30 @@ def test_only_the_allowed_stations_are_served(allow: Sequence[str], server: Star
     assert (store / "journal.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Origin: http://evil.example",
+        "Origin: null",
+        "ORIGIN:",
+        "Origin: http://192.168.1.10",  # as the address is written here: the page's name was rebound to it
+        "Sec-Fetch-Site: cross-site",
+        "Sec-Fetch-Site: same-origin",
+    ],
+)
+def test_a_web_page_in_a_browser_draws_no_certificate(header: str, server: StartServer, store: Path) -> None:
+    running = server("--import", SAMPLE)
+    plain = [ask(device_id, product="a1SampleWf0") for device_id in ("MAC-1", None)]
+    assert replies(raw(running.port, plain[0], shutdown=True))[0][0] == 200
+    before = (store / "journal.csv").read_bytes()
+    paged = [ask(device_id, header, product="a1SampleWf0") for device_id in ("MAC-1", None)]
+    for data in [*paged, *paged, ask("MAC-1", header, product="a1SampleWf0", action=1), plain[0] + paged[0]]:
+        answer = replies(raw(running.port, data, shutdown=True))[-1]
+        assert refusal(answer) == (403, "Forbidden"), "also where the head was seen before"
+        assert "ask from a program" in answer[1]["Message"]
+    assert (store / "journal.csv").read_bytes() == before
+
+
 def test_an_ipv4_network_also_lets_in_those_that_come_over_ipv6_sockets(server: StartServer) -> None:
     if not has_ipv6():
         pytest.skip("this PC has no IPv6")
