@@ -4047,8 +4047,10 @@ def _why_not_bound(host: str, port: int, error: Exception) -> str:
 # 12. Management page
 # ======================================================================================================================
 # One page with three views, for browsers on this PC. Its source (HTML, CSS, JavaScript) comes first, then who may ask,
-# then what it asks for. The page itself holds no data: everything is asked for with POST /certtool/..., and needs the
-# cookie that the link of `serve` is exchanged for, and our own Origin. Only the CSV is a GET: a browser saves it.
+# then what it asks for. The page itself holds no data: everything is asked for with POST /certtool/..., and needs our
+# own Origin and what the link of `serve` is exchanged for: a cookie, which a browser tells every port of this PC, also
+# where another user's program listens, and a key, which it keeps for our script alone. Only the CSV, which has no
+# secrets, is a GET with no more than the cookie: a browser saves it.
 #
 # What costs time is a job in slices; what every open page asks for each second is built once for all of them.
 
@@ -4374,7 +4376,7 @@ const $ = (id) => document.getElementById(id);
 const zh = () => document.documentElement.lang === "zh";
 const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
 const store = (name, value) => { try { localStorage.setItem(name, value); } catch { /* for this visit only */ } };
-let snapshot = null, goneSince = 0, locked = false, shown = {};
+let snapshot = null, goneSince = 0, locked = false, shown = {}, linkKey = "";
 
 function t(key, ...values) {
   return TEXT[key][zh() ? 1 : 0].replace(/\{(\d)\}/g, (_, place) => values[place]);
@@ -4431,10 +4433,12 @@ const badge = (status) => h("span", { class: "status" }, h("i", { class: "c" + S
 
 async function ask(operation, body, type = "application/json") {
   const data = type === "application/json" ? JSON.stringify(body) : body;
-  const options = { method: "POST", headers: { "Content-Type": type }, body: data };
+  const headers = { "Content-Type": type, "Certtool-Key": linkKey || stored("key") || "" };
+  const options = { method: "POST", headers, body: data };
   const response = await fetch("/certtool/" + operation, options);
   const answer = await response.json();
   if (answer.Status !== "OK") throw Object.assign(new Error(say(answer.Message)), { status: response.status });
+  if (linkKey) { store("key", linkKey); linkKey = ""; }  // for all tabs, also those of before a restart
   return answer;
 }
 const reason = (error) => (error instanceof TypeError ? t("gone") : error.message);
@@ -4805,6 +4809,10 @@ function over(event) {
   if (event.type === "drop") choose(event.dataTransfer.files[0]);
 }
 
+if (location.hash.startsWith("#key=")) {  // kept once an answer proves it: any web page may lead here with another
+  linkKey = location.hash.slice(5);
+  history.replaceState(null, "", "/");
+}
 theme(stored("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
 speak(stored("language") || ((navigator.language || "").startsWith("zh") ? "zh" : "en"));
 $("theme").onclick = turnTheme;
@@ -4981,7 +4989,7 @@ class Page(Site):
         self.server = server
         self.who = who
         self.activity = Activity()
-        self._token, self._session = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+        self._token, self._session, self._key = (secrets.token_urlsafe(32) for _ in range(3))
         self._cookie = f"certtool-{server.server_port}"  # a browser does not tell ports apart
         self._snapshot, self._snapshot_at = b"", 0.0
         self._html = (
@@ -5013,13 +5021,15 @@ class Page(Site):
     # -- who may ask ---------------------------------------------------------------------------------------------------
 
     def check(self, head: Head) -> None:
-        """Raise Forbidden unless the request has our cookie and comes from our page."""
+        """Raise Forbidden unless the request has our cookie, and our key but for a GET, and comes from our page."""
         session = ""
         for part in head.headers.get("cookie", "").split(";"):
             name, _, value = part.strip().partition("=")
             session = value if name == self._cookie else session
-        if not hmac.compare_digest(session.encode(), self._session.encode()):
-            raise Forbidden(CLOSED)
+        key = self._key if head.method == "GET" else head.headers.get("certtool-key", "")
+        for given, right in ((session, self._session), (key, self._key)):
+            if not hmac.compare_digest(given.encode(), right.encode()):
+                raise Forbidden(CLOSED)
         if head.method == "GET":
             ours = head.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
         else:
@@ -5031,14 +5041,15 @@ class Page(Site):
             raise BadRequest(f"The content type must be {wanted}.")
 
     def get(self, handler: CertRequestHandler) -> None:
-        """Show the page, exchange the link's token for the cookie, or send the CSV."""
+        """Show the page, exchange the link's token for the cookie and the key, or send the CSV."""
         self.server.check_local(handler, handler.request_head)
         path, _, text = handler.path.partition("?")
         query = dict(urllib.parse.parse_qsl(text))
         if path == "/" and "token" in query:
             right = hmac.compare_digest(query["token"].encode("utf-8", "replace"), self._token.encode())
             cookie = f"Set-Cookie: {self._cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict\r\n"
-            handler.reply(303, b"", more=f"Location: /\r\n{cookie if right else ''}{PAGE_HEADERS}")
+            more = f"Location: /#key={self._key}\r\n{cookie}" if right else "Location: /\r\n"
+            handler.reply(303, b"", more=more + PAGE_HEADERS)
         elif path == "/":
             handler.reply(200, self._html, content_type=PAGE_TYPE, more=self._policy)
         elif path == MANAGEMENT + "export":

@@ -71,13 +71,15 @@ def looking(port: int, headers: Dict[str, str], pages: int) -> Iterator[None]:
 
 
 def log_in(port: int, link: str) -> Dict[str, str]:
-    """Return the headers of a page's request, with the cookie that the link is exchanged for."""
+    """Return the headers of a page's request, with the cookie and the key that the link is exchanged for."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", link)
-    cookie = str(connection.getresponse().getheader("Set-Cookie")).partition(";")[0]
+    answer = connection.getresponse()
+    cookie = str(answer.getheader("Set-Cookie")).partition(";")[0]
+    key = str(answer.getheader("Location")).partition("#key=")[2]
     connection.close()
     origin = f"http://127.0.0.1:{port}"
-    return {"Cookie": cookie, "Origin": origin, "Content-Type": "application/json"}
+    return {"Cookie": cookie, "Certtool-Key": key, "Origin": origin, "Content-Type": "application/json"}
 
 
 def processor_time(pid: int) -> float:

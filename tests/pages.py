@@ -17,7 +17,7 @@ def link(server: Server) -> str:
 
 
 class PageClient:
-    """Holds the cookie that the link was exchanged for; `ask` sends what the page's own script sends."""
+    """Holds the cookie and the key that the link was exchanged for; `ask` sends what the page's own script sends."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -25,10 +25,12 @@ class PageClient:
         response, _ = server.http("GET", link(server).partition(self.host)[2])
         assert response.status == 303, response.status
         self.cookie = str(response.getheader("Set-Cookie")).partition(";")[0]
+        self.key = str(response.getheader("Location")).partition("#key=")[2]
 
     def headers(self, **changes: Optional[str]) -> Dict[str, str]:
         """Return the headers of a request of the page, with changes; None leaves one out."""
-        ours = {"Cookie": self.cookie, "Origin": f"http://{self.host}", "Content-Type": "application/json"}
+        ours = {"Cookie": self.cookie, "Certtool-Key": self.key, "Origin": f"http://{self.host}"}
+        ours["Content-Type"] = "application/json"
         changed = {**ours, **{name.replace("_", "-"): value for name, value in changes.items()}}
         return {name: value for name, value in changed.items() if value is not None}
 
@@ -44,5 +46,6 @@ class PageClient:
 
     def get(self, path: str, **headers: Optional[str]) -> Tuple[int, bytes]:
         """Get a path with the cookie."""
-        response, body = self.server.http("GET", path, headers=self.headers(Origin=None, Content_Type=None, **headers))
+        ours = self.headers(Certtool_Key=None, Origin=None, Content_Type=None, **headers)
+        response, body = self.server.http("GET", path, headers=ours)
         return response.status, body

@@ -46,11 +46,14 @@ def certificates(page: PageClient, **filters: Any) -> List[Dict[str, str]]:
 def test_the_link_that_serve_prints_is_exchanged_for_a_cookie_and_leaves_the_address_bar(server: StartServer) -> None:
     running = server()
     response, body = running.http("GET", link(running).partition(str(running.port))[2])
-    assert (response.status, body, response.getheader("Location")) == (303, b"", "/")
+    assert (response.status, body) == (303, b"")
+    key = re.fullmatch(r"/#key=([\w-]{43})", str(response.getheader("Location")))
     cookie = str(response.getheader("Set-Cookie"))
     assert cookie.endswith("; Path=/; HttpOnly; SameSite=Strict")
     token = link(running).partition("token=")[2]
     assert token not in cookie
+    assert key
+    assert key[1] not in cookie + token
     assert response.getheader("Referrer-Policy") == "no-referrer"
 
 
@@ -69,10 +72,11 @@ def test_the_token_of_the_link_is_printed_once_and_shown_nowhere_else(server: St
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "%ff%00", "%F0%9F%98%80"])
-def test_a_wrong_token_gets_no_cookie(server: StartServer, token: str) -> None:
+def test_a_wrong_token_gets_no_cookie_and_no_key(server: StartServer, token: str) -> None:
     response, _ = server().http("GET", f"/?token={token}")
     assert response.status in (200, 303)
     assert response.getheader("Set-Cookie") is None
+    assert response.getheader("Location") in (None, "/")
 
 
 def test_the_page_may_load_nothing_run_nothing_else_and_be_framed_by_nobody(server: StartServer) -> None:
@@ -103,6 +107,9 @@ def test_the_page_may_load_nothing_run_nothing_else_and_be_framed_by_nobody(serv
         ({"Cookie": "certtool-1=x"}, 403),
         ({"Cookie": "certtool-PORT=wrong"}, 403),
         ({"Cookie": "other=1; OURS; last=2"}, 200),
+        ({"Certtool_Key": None}, 403),  # another user's program on this PC, which the browser told the cookie
+        ({"Certtool_Key": "wrong"}, 403),
+        ({"Certtool_Key": "COOKIE"}, 403),
         ({"Origin": None}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://evil.example"}, 403),
@@ -118,17 +125,18 @@ def test_the_page_may_load_nothing_run_nothing_else_and_be_framed_by_nobody(serv
         ({"Authorization": "Bearer wrong"}, 403),
     ],
 )
-def test_only_our_own_page_with_its_cookie_may_ask(
+def test_only_our_own_page_with_its_cookie_and_its_key_may_ask(
     server: StartServer, store: Path, changes: Dict[str, Optional[str]], status: int
 ) -> None:
     running = server("--import", SAMPLE)
     page = PageClient(running)
     name = certificates(page, product_key=WIFI)[0]["DeviceName"]
     before = journal(store)
-    filled = {
-        key: value and value.replace("PORT", str(running.port)).replace("HOST", page.host).replace("OURS", page.cookie)
-        for key, value in changes.items()
-    }
+    words = {"PORT": str(running.port), "HOST": page.host, "OURS": page.cookie}
+    words["COOKIE"] = page.cookie.partition("=")[2]
+    filled = changes
+    for word, meant in words.items():
+        filled = {key: value and value.replace(word, meant) for key, value in filled.items()}
     for operation in ("line", "query", "certificate", "reveal", "release", "void"):
         fields = {"product_key": WIFI, "device_name": name, "reason": "test"}
         got, answer = page.ask(operation, fields, **filled)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
 
 import playwright.sync_api as playwright
 import pytest
@@ -226,6 +226,63 @@ def test_the_file_that_open_hands_to_the_browser_opens_the_page(
     until(page, "typeof snapshot !== 'undefined' && snapshot !== null")
     assert page.evaluate("document.referrer") == ""
     context.close()
+
+
+def test_a_reload_and_each_tab_work_and_the_link_opens_locked_tabs_again(server: StartServer, chromium: Any) -> None:
+    running = server("--import", SAMPLE)
+    context = chromium.new_context()
+    first, second = context.new_page(), context.new_page()
+    first.goto(link(running))
+    until(first, "snapshot !== null")
+    first.reload()
+    second.goto(f"http://127.0.0.1:{running.port}/")
+    for page in (first, second):
+        until(page, "snapshot !== null")
+    second.evaluate("localStorage.setItem('key', 'of before a restart')")
+    for page in (first, second):
+        until(page, "locked")
+        assert "locked" in page.inner_text("#banners")
+    second.goto(link(running))
+    for page in (first, second):
+        until(page, "snapshot !== null && !locked")
+    assert second.url == f"http://127.0.0.1:{running.port}/"
+    third = context.new_page()
+    third.goto(f"http://127.0.0.1:{running.port}/#key=wrong")  # any web page may lead here
+    until(third, "locked")
+    third.reload()
+    until(third, "snapshot !== null && !locked")
+    context.close()
+
+
+def test_what_the_browser_tells_another_port_of_this_pc_does_not_open_the_page(
+    server: StartServer, chromium: Any
+) -> None:
+    running = server("--import", SAMPLE)
+    told: List[Mapping[str, str]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.append(dict(self.headers))
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(link(running))
+        until(page, "snapshot !== null")
+        page.goto(f"http://127.0.0.1:{elsewhere.server_port}/")
+        assert page.evaluate("localStorage.length") == 0
+        context.close()
+        elsewhere.shutdown()
+    client = PageClient(running)
+    assert client.cookie in {headers.get("Cookie") for headers in told}, "browsers do not tell ports apart"
+    assert client.key not in json.dumps(told)
+    for operation in ("line", "reveal", "void"):
+        assert client.ask(operation, {}, Certtool_Key=None)[0] == 403
 
 
 def test_without_the_link_the_page_shows_nothing_and_says_how_to_open_it(server: StartServer, chromium: Any) -> None:
