@@ -1270,6 +1270,7 @@ csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv'
 
 _PLAIN = re.compile(r"[^=+\-@'\",\t\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
 _OTHER_KIND = re.compile(rf"\n\d+,[^,\n]*,(?!({'|'.join(KINDS)}),)".encode()).search  # behind a line end
+_PART_THAT_RUNS = re.compile(r";[\s\"]*(?=[=+\-@])")  # to a spreadsheet whose cells end at `;`
 _PLAIN_CELLS = re.compile(4 * r"(?![=+\-@'\t])[^\",\r\n]*,").fullmatch  # four of them, and an empty one
 
 
@@ -1282,6 +1283,12 @@ def encode_cell(text: str) -> str:
     if '"' in text or "," in text or "\n" in text or "\r" in text:
         return '"' + text.replace('"', '""') + '"'
     return text
+
+
+def format_row(cells: Iterable[str]) -> str:
+    """Write a line that is only for people: no spreadsheet runs it, not even one whose cells end at `;`."""
+    line = ",".join(map(encode_cell, cells))
+    return _PART_THAT_RUNS.sub(r"\g<0>'", line) if ";" in line else line
 
 
 def decode_cells(text: str) -> List[str]:
@@ -5164,7 +5171,7 @@ class Page(Site):
         lines = ["\ufeff" + ",".join(QUERY_COLUMNS)]  # the mark tells spreadsheets that it is UTF-8
         for number in itertools.chain(service.state.select(*self._filters(query)), [None]):
             if number is not None:
-                lines.append(",".join(map(encode_cell, service.row(number)[: len(QUERY_COLUMNS)])))
+                lines.append(format_row(service.row(number)[: len(QUERY_COLUMNS)]))
             if lines and (number is None or len(lines) >= CSV_LINES):
                 data = "".join(line + "\r\n" for line in lines).encode()
                 handler.stream(b"%s%x\r\n%s\r\n" % (head, len(data), data))
@@ -6274,7 +6281,7 @@ def _print_json(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def _print_csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print(",".join(columns))
     for row in rows:
-        print(",".join(map(encode_cell, row[: len(columns)])))
+        print(format_row(row[: len(columns)]))
 
 
 def _print_table(columns: Sequence[str], rows: List[Tuple[str, ...]], limit: Optional[int]) -> None:

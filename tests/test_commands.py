@@ -20,7 +20,8 @@ import pytest
 import certtool as program
 from certtool import Refused
 from tests import identities
-from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, child_env, no_traceback
+from tests.pages import PageClient
+from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, StartServer, child_env, no_traceback
 
 WIFI, BLUETOOTH = "a1SampleWf0", "a1SampleBt0"
 COLUMNS = ["DeviceName", "ProductKey", "ProductID", "Batch", "Status", "DeviceID", "Station"]
@@ -342,6 +343,20 @@ def test_a_spreadsheet_runs_nothing_of_the_csv(certtool: RunCerttool, used: Path
     assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@")]
     assert "'=cmd|'/c calc'!A1" in cells
     assert "=cmd|'/c calc'!A1" in [row["DeviceID"] for row in listed(certtool, used)], "JSON has it as it is"
+
+
+def test_a_spreadsheet_whose_cells_end_at_a_semicolon_runs_nothing_of_the_csv_and_of_the_download(
+    server: StartServer, certtool: RunCerttool, store: Path
+) -> None:
+    running = server("--import", SAMPLE)
+    device_id = 'x;=1+1; "@y";z'
+    assert running.request(WIFI, device_id)[0] == 200
+    download = PageClient(running).get("/certtool/export?status=Allocated")[1].decode("utf-8-sig")
+    for text in (download, certtool("query", "--status", "allocated", "--format", "csv", "--data", store).stdout):
+        [row] = csv.DictReader(io.StringIO(text))
+        assert row["DeviceID"] == "x;'=1+1; \"'@y\";z"
+    assert listed(certtool, store, "--status", "allocated")[0]["DeviceID"] == device_id, "JSON has it as it is"
+    assert program.decode_cells((store / "journal.csv").read_text().splitlines()[-1])[5] == device_id, "and the journal"
 
 
 def test_the_table_has_the_same_content_with_and_without_tabulate(used: Path) -> None:

@@ -34,6 +34,7 @@ from certtool import (
     chain_digest,
     decode_cells,
     encode_cell,
+    format_row,
     format_time,
     parse_times,
 )
@@ -55,6 +56,20 @@ def test_any_cells_are_read_back_and_no_spreadsheet_takes_one_for_a_formula(cell
     (shown,) = csv.reader([line], strict=True)
     assert [cell for cell in shown if cell[:1] in set("=+-@")] == []
     assert [cell[cell[:1] == "'" :] for cell in shown] == cells
+
+
+PIECES = st.lists(st.sampled_from([*";=+-@\"', x"]), max_size=8).map("".join)
+
+
+@given(st.lists(PIECES), st.booleans())
+@example(['x; "=1+1'], True)
+def test_no_part_of_a_cell_is_a_formula_where_cells_end_at_a_semicolon(cells: List[str], blanks: bool) -> None:
+    line = format_row(["lamp-0001", *cells])
+    (shown,) = csv.reader([line], delimiter=";", skipinitialspace=blanks)
+    assert [cell for cell in shown if cell.lstrip()[:1] in set("=+-@")] == []
+    (shown,) = csv.reader([line], strict=True)
+    assert len(shown) == 1 + len(cells)
+    assert [cell.replace("'", "") for cell in shown[1:]] == [cell.replace("'", "") for cell in cells]
 
 
 KIND = st.sampled_from(sorted(KINDS - {"store"}))
