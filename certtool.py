@@ -1185,7 +1185,8 @@ class IdentityFile:
 
 def _may_be_mangled(text: str) -> bool:
     """Say whether one of the signs is in the text; one character is found in far less time than two."""
-    return any(sign[-1] in text and sign in text for sign in _MANGLED_SIGNS) or bool(_MANGLED_POINT.search(text))
+    signs = any(sign[-1] in text and sign in text for sign in _MANGLED_SIGNS)
+    return signs or ("." in text and bool(_MANGLED_POINT.search(text)))
 
 
 def in_pieces(data: BinaryIO) -> Iterator[bytes]:
