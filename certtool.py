@@ -4914,7 +4914,7 @@ class Activity:
             self.seen[station] = moment
             column = 3 if result.startswith("refused") else COUNTED.get(result)
             if column is not None:
-                key = product_key, station
+                key = "" if column == 3 else product_key, station  # a client may make up as many products as it likes
                 self._add_up(self.hours, moment // HOUR, SHIFT_HOURS, key, column, number)
                 self._add_up(self.minutes, moment // MINUTE, RATE_MINUTES, key, column, number)
 

@@ -20,6 +20,7 @@ from tests.identities import PRODUCT, rows, write
 from tests.inside import Inside
 from tests.pages import PageClient, link
 from tests.support import SAMPLE, Server, StartServer, raw
+from tests.wire import ask
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 WIFI = "a1SampleWf0"
@@ -217,6 +218,17 @@ def test_the_line_shows_stock_rates_stations_and_events(server: StartServer) -> 
     assert (station, counts) == ("127.0.0.1", [4, 1, 1, 1])
     assert [event[2] for event in line["feed"][:3]] == ["refused: UnknownProduct", "Failed", "Written"]
     assert (line["problem"], line["importing"]) == ("", None)
+
+
+def test_made_up_products_of_refused_requests_hide_no_station_and_no_forecast(server: StartServer) -> None:
+    running = server("--import", SAMPLE)
+    made_up = b"".join(ask("device-9", product=f"made up {number}") for number in range(certtool.MAX_SUMS))
+    assert raw(running.port, made_up, shutdown=True).count(b"UnknownProduct") == certtool.MAX_SUMS
+    for number in range(4):
+        running.request(WIFI, f"device-{number}")
+    _, line = PageClient(running).ask("line", {})
+    assert line["products"][0]["hours_left"]
+    assert [station[2:] for station in line["stations"]] == [[4, 0, 0, certtool.MAX_SUMS]]
 
 
 def test_after_a_restart_the_line_still_shows_the_shift(server: StartServer) -> None:
