@@ -3258,6 +3258,7 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
+TURN_SECONDS = 0.05  # that a turn gives to each of its queues: what is left comes first in the next one
 USUAL_HEADS = 256  # request heads that are kept, so that they need not be read again
 GATHER_ROUNDS = 30  # of such looks in a turn
 MANAGEMENT = "/certtool/"
@@ -3693,9 +3694,10 @@ class CertServer(http.server.HTTPServer):
         self.connections: Set[CertRequestHandler] = set()
         self.replies: List[Reply] = []
         self.turn_events: List[RequestEvent] = []
-        self.again: List[CertRequestHandler] = []
+        self.again: Deque[CertRequestHandler] = deque()
         self.usual_heads: Dict[bytes, Head] = {}
-        self._fresh: List[CertRequestHandler] = []  # accepted in this turn, and not known to the selector
+        self._ready: Deque[Tuple[selectors.SelectorKey, int]] = deque()  # what the selector has named
+        self._fresh: Deque[CertRequestHandler] = deque()  # accepted in this turn, and not known to the selector
         self.site = Site()
         self.jobs: Deque[Job] = deque()
         self.networks = [ipaddress.ip_network(network) for network in allow]
@@ -3769,22 +3771,23 @@ class CertServer(http.server.HTTPServer):
 
     def turn(self, poll_interval: float) -> None:
         """One turn: see the section's head."""
-        busy = self.again or any(job.can_go_on() for job in self.jobs)
-        ready = self._selector.select(0 if busy else poll_interval)
+        if not self._ready:
+            busy = self.again or any(job.can_go_on() for job in self.jobs)
+            self._ready.extend(self._selector.select(0 if busy else poll_interval))
         self.now, self.wall = time.monotonic(), _now()
-        again, self.again = self.again, []
-        for handler in again:
+        for handler in _in_time(self.again):
             handler.run()
             if handler.open and not handler.closing:
                 handler.watch()
         for _ in range(GATHER_ROUNDS):
-            for key, events in ready:
+            found = bool(self._ready)
+            for key, events in _in_time(self._ready):
                 key.data(events)
             self._look_at_fresh()
-            if not (ready or self._fresh) or time.monotonic() > self.now + GATHER_SECONDS:
+            if self._ready or not (found or self._fresh) or time.monotonic() > self.now + GATHER_SECONDS:
                 break
-            ready = self._selector.select(0)
-        fresh, self._fresh = self._fresh, []
+            self._ready.extend(self._selector.select(0))
+        fresh, self._fresh = self._fresh, deque()
         for handler in fresh:
             if handler.open:
                 handler.watch()
@@ -3801,8 +3804,7 @@ class CertServer(http.server.HTTPServer):
 
     def _look_at_fresh(self) -> None:
         """Take what new connections have sent: mostly all that they ever will, before the selector need know them."""
-        fresh, self._fresh = self._fresh, []
-        for handler in fresh:
+        for handler in _in_time(self._fresh):
             if handler.open:
                 handler.feed()
             if handler.open and not handler.closing:
@@ -4023,6 +4025,15 @@ class CertServer(http.server.HTTPServer):
         elif error:
             handler.reply(error.http_status, format_error(error))
         self.again.append(handler)
+
+
+def _in_time(queue: Deque[Any]) -> Iterator[Any]:
+    """Take out what is in the queue now, in its order, one at least, until TURN_SECONDS are over."""
+    end = time.monotonic() + TURN_SECONDS
+    for _ in range(len(queue)):
+        yield queue.popleft()
+        if time.monotonic() > end:
+            return
 
 
 def _most_connections() -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import pytest
 
@@ -305,6 +306,56 @@ def test_a_client_that_never_reads_is_let_go(deaf: Deaf) -> None:
 def test_a_client_that_has_said_all_gets_its_reply(line: Server) -> None:
     [(status, _)] = replies(raw(line.port, ask("half closed"), shutdown=True))
     assert status == 200
+
+
+def connected(server: Inside, crowd: contextlib.ExitStack, count: int) -> List[socket.socket]:
+    """Clients whose connections the server knows, and who have not asked yet."""
+    clients = [crowd.enter_context(server.connect()) for _ in range(count)]
+    server.turn()
+    return clients
+
+
+def answered(clients: Sequence[socket.socket]) -> List[socket.socket]:
+    """Return who has got a reply, and take it."""
+    has = select.select(clients, [], [], 0)[0]
+    assert all(client.recv(65536).endswith(b"}") for client in has)
+    return has
+
+
+def test_what_a_turn_has_no_time_for_comes_first_in_the_next_one(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside()
+    with contextlib.ExitStack() as crowd:
+        clients = connected(server, crowd, 4)
+        monkeypatch.setattr(certtool, "TURN_SECONDS", -1.0)  # it is over at once
+        for client in clients:
+            client.send(ask("x"))
+        waiting = set(clients)
+        while waiting:
+            before = len(waiting)
+            server.turn(1)
+            for client in answered(clients):
+                waiting.discard(client)
+                client.send(ask("again"))
+            assert len(waiting) == before - 1, "one more, although others have asked again"
+
+
+def test_a_connection_that_ends_while_it_waits_for_its_turn_bothers_nobody(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside()
+    with contextlib.ExitStack() as crowd:
+        clients = connected(server, crowd, 3)
+        monkeypatch.setattr(certtool, "TURN_SECONDS", -1.0)
+        for client in clients:
+            client.send(ask("x"))
+        server.turn(1)
+        assert len(answered(clients)) == 1
+        server.later(certtool.IDLE_SECONDS + 1)
+        assert len(server.server.connections) == 1, "the next one had its turn, the last one was closed before"
+        assert server.say(ask("another"))[0] == 200
+    assert server.notices == []
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
