@@ -3707,6 +3707,7 @@ class CertServer(http.server.HTTPServer):
         self._most_connections = _most_connections()
         self._most_of_peer = max(1, self._most_connections // PEER_SHARE)
         self._of_peer: Dict[str, int] = {}  # connections by address
+        self._victims: Dict[str, Iterator[CertRequestHandler]] = {}  # by address, until the next sweep
         self._sweep_at = 0.0
         self.failing = ""  # why nothing can be recorded
         if ":" in host:
@@ -3797,6 +3798,7 @@ class CertServer(http.server.HTTPServer):
             self._finish_turn()
         if self.now >= self._sweep_at:
             self._sweep_at = self.now + TICK_SECONDS
+            self._victims.clear()
             for handler in [handler for handler in self.connections if handler.deadline < self.now]:
                 if not handler.waiting or handler.unsent:
                     handler.expire()
@@ -3865,13 +3867,28 @@ class CertServer(http.server.HTTPServer):
             self._fresh.append(handler)
 
     def _evict(self, station: str = "") -> bool:
-        """Close the connection, of this peer if named, that was silent longest, so that a new client finds room."""
-        ready = (handler for handler in self.connections if not handler.waiting and not handler.due)
-        victims = [handler for handler in ready if station in ("", handler.station)]
-        if not victims:
-            return False
-        min(victims, key=lambda handler: (not handler.idle, handler.deadline)).close()
-        return True
+        """Close the connection, of this peer if named, that was silent longest, so that a new client finds room.
+
+        All are looked at every TICK_SECONDS, or when none is left of those found; who came or spoke since is spared.
+        """
+        victim = next(self._victims.get(station, iter(())), None)
+        if not victim:
+            self._victims[station] = self._by_silence(station)
+            victim = next(self._victims[station], None)
+        if victim:
+            victim.close()
+        return victim is not None
+
+    def _by_silence(self, station: str) -> Iterator[CertRequestHandler]:
+        """Look at all once, and name those that may be closed and were silent since, the longest silent first."""
+
+        def silence(handler: CertRequestHandler) -> Tuple[bool, float]:
+            return not handler.idle, handler.deadline
+
+        found = [(silence(handler), handler) for handler in self.connections if station in ("", handler.station)]
+        for before, handler in sorted(found, key=operator.itemgetter(0)):
+            if handler.open and not handler.waiting and not handler.due and silence(handler) == before:
+                yield handler
 
     def watch(self, handler: CertRequestHandler, events: int) -> None:
         """Change what the selector wakes this connection for."""

@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Set, Tuple
 
 import pytest
 
@@ -430,6 +430,41 @@ def test_beyond_the_most_connections_the_one_that_was_silent_longest_gives_way(
         assert server.answer(third)[0] == 200, "it was in the middle of a request"
         first.send(ask("a"))
         assert server.answer(first)[0] == 200
+
+
+def test_a_crowd_of_new_clients_does_not_make_the_server_look_at_all_connections_for_each(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(Set[CertRequestHandler]):
+        looks = 0
+
+        def __iter__(self) -> Iterator[CertRequestHandler]:
+            Counted.looks += 1
+            return super().__iter__()
+
+    monkeypatch.setattr(certtool, "MAX_CONNECTIONS", 30)
+    server = inside()
+    server.server.connections = Counted()
+    server.server._sweep_at = server.server.now + 10 * PATIENCE  # it looks at all too
+    with contextlib.ExitStack() as crowd:
+        clients = [crowd.enter_context(server.connect(ask("old"))) for _ in range(30)]
+        server.turn()
+        assert len(answered(clients)) == 30
+        for _ in range(10):
+            crowd.enter_context(server.connect())
+        server.turn()
+        closed = select.select(clients, [], [], 0)[0]
+        assert len(closed) == 10
+        spoke = next(client for client in clients if client not in closed)
+        spoke.send(ask("old"))
+        server.turn()
+        for _ in range(19):
+            crowd.enter_context(server.connect())
+        server.turn()
+        assert len(select.select(clients, [], [], 0)[0]) == 30
+        assert answered([spoke])
+        assert not select.select([spoke], [], [], 0)[0], "it is the one that was not closed"
+        assert (len(server.server.connections), Counted.looks) == (30, 1)
 
 
 def test_a_server_full_of_half_requests_still_serves_a_new_client(
