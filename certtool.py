@@ -2559,6 +2559,7 @@ def _digest_of_source(upload: Upload, options: ImportOptions) -> Generator[None,
 def _in_a_thread(action: Callable[[], None], meanwhile: Iterator[None]) -> Generator[None, None, None]:
     """Run what waits for the disk beside the turns of the server, and beside `meanwhile`. Raises what they raised.
 
+    It never ends before its thread: an exception that is thrown in comes out again then, and only `close` waits for it.
     Not by threading.Thread: without memory its thread ends before it begins, and `start` waits for it for ever. Here
     the caller does the work itself when no thread has begun it in time.
     """
@@ -2574,16 +2575,22 @@ def _in_a_thread(action: Callable[[], None], meanwhile: Iterator[None]) -> Gener
             else:
                 results.append(None)
 
-    began = time.monotonic()
-    with contextlib.suppress(RuntimeError, MemoryError):  # no thread is to be had
-        _thread.start_new_thread(run, ())
-    try:
-        yield from meanwhile
+    def wait() -> Iterator[None]:
         while not results:
             yield
             if time.monotonic() > began + THREAD_SECONDS:
                 run()
             time.sleep(0.002)
+
+    began = time.monotonic()
+    with contextlib.suppress(RuntimeError, MemoryError):  # no thread is to be had
+        _thread.start_new_thread(run, ())
+    try:
+        yield from meanwhile
+        yield from wait()
+    except Exception:
+        yield from wait()
+        raise
     finally:
         while not results:
             run()
@@ -3901,7 +3908,7 @@ class CertServer(http.server.HTTPServer):
         handler.events = events
 
     def forget(self, handler: CertRequestHandler) -> None:
-        """A connection ends; a job that it asked for ends with it."""
+        """A connection ends; a job that it asked for ends with it, or goes on alone until the disk lets it end."""
         if handler.events:
             self.watch(handler, 0)
         self.connections.discard(handler)
@@ -3911,7 +3918,9 @@ class CertServer(http.server.HTTPServer):
         if self.jobs:
             for job in [job for job in self.jobs if job.handler is handler]:
                 self.jobs.remove(job)
-                job.steps.close()
+                with contextlib.suppress(Refused):
+                    job.steps.throw(Refused("Who asked for it is gone."))
+                    self.jobs.append(job._replace(handler=None))
 
     def remember(self, text: bytes, head: Head) -> None:
         """Keep a head that is checked and `is_usual`: stations send the same one with each request."""

@@ -390,6 +390,41 @@ def test_an_import_whose_client_is_killed_changes_nothing(
     assert len(listed(certtool, store)) == 20
 
 
+@pytest.mark.parametrize("end", ["the disk has written it", "the server is stopped"])
+def test_an_import_whose_client_goes_while_the_disk_is_slow_holds_up_nobody(
+    end: str, inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncing, written = threading.Event(), threading.Event()
+
+    def slow_sync(_: program.ImportWriter) -> None:
+        syncing.set()
+        assert written.wait(PATIENCE)
+
+    server = inside()
+    before = sorted(path.name for path in (server.journal.parent / "imports").iterdir())
+    monkeypatch.setattr(program.ImportWriter, "sync", slow_sync)
+    data = b"ProductKey,DeviceName,DeviceSecret\na1X,good01,s1\n"
+    body = json.dumps({"options": {}, "files": [["x.csv", len(data)]]}).encode() + b"\n" + data
+    request = post(body, f"Authorization: Bearer {server.server.token}", path="/certtool/import")
+    request = request.replace(b"Host: 192.168.1.10", b"Host: localhost")
+    with server.connect(request):
+        while not syncing.is_set():
+            server.turn()
+    assert server.say(ask("MAC-1"))[0] == 200
+    assert "Another import is under way" in server.say(request)[1]["Message"]
+    assert not written.is_set()
+    if end == "the server is stopped":
+        threading.Timer(0.1, written.set).start()
+        server.close()
+    else:
+        written.set()
+        while server.server.jobs:
+            server.turn()
+    assert sorted(path.name for path in (server.journal.parent / "imports").iterdir()) == before
+    assert "a1X" not in server.state.products
+    assert server.notices == []
+
+
 def test_a_second_import_while_one_is_under_way_is_refused(
     server: StartServer, store: Path, huge: Path, certtool: RunCerttool
 ) -> None:
