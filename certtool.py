@@ -3256,7 +3256,7 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 # One thread, one loop. A turn: read every ready connection; run every whole request; look again for a moment, since
 # what came meanwhile can share the commit; commit once; send the replies; a slice of a job such as an import, if one is
 # under way. No reply of the service leaves before the commit of its turn: that is the order of the turn, not a rule to
-# remember. A half-sent request costs a buffer and has a deadline.
+# remember. A half-sent request costs a buffer and has a deadline. What a turn has no time for waits for the next one.
 #
 # The LAN sees only the protocol, and web pages there not even that: their heads are refused, so none is remembered.
 # Management is POST /certtool/..., from a loopback peer, to a loopback Host, with the token that `serve` leaves in the
@@ -3265,7 +3265,7 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
-TURN_SECONDS = 0.05  # that a turn gives to each of its queues: what is left comes first in the next one
+TURN_SECONDS = 0.05  # that a turn gives to each of its queues; what is left goes on in the next one, peer by peer
 USUAL_HEADS = 256  # request heads that are kept, so that they need not be read again
 GATHER_ROUNDS = 30  # of such looks in a turn
 MANAGEMENT = "/certtool/"
@@ -3634,6 +3634,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 
 
 Reply = Tuple[CertRequestHandler, bytes, bool, bool]  # connection, bytes, recorded, keep alive
+Ready = Tuple[selectors.SelectorKey, int]  # the selector's name for a connection or listener, and what it is ready for
 
 
 class Site:
@@ -3703,7 +3704,7 @@ class CertServer(http.server.HTTPServer):
         self.turn_events: List[RequestEvent] = []
         self.again: Deque[CertRequestHandler] = deque()
         self.usual_heads: Dict[bytes, Head] = {}
-        self._ready: Deque[Tuple[selectors.SelectorKey, int]] = deque()  # what the selector has named
+        self._ready: Deque[Ready] = deque()  # what the selector has named
         self._fresh: Deque[CertRequestHandler] = deque()  # accepted in this turn, and not known to the selector
         self.site = Site()
         self.jobs: Deque[Job] = deque()
@@ -3779,9 +3780,9 @@ class CertServer(http.server.HTTPServer):
 
     def turn(self, poll_interval: float) -> None:
         """One turn: see the section's head."""
-        if not self._ready:
-            busy = self.again or any(job.can_go_on() for job in self.jobs)
-            self._ready.extend(self._selector.select(0 if busy else poll_interval))
+        busy = self._ready or self.again or any(job.can_go_on() for job in self.jobs)
+        ready = self._selector.select(0 if busy else poll_interval)
+        self._ready = _peer_by_peer([*self._ready, *ready]) if self._ready else deque(ready)
         self.now, self.wall = time.monotonic(), _now()
         for handler in _in_time(self.again):
             handler.run()
@@ -4051,6 +4052,16 @@ class CertServer(http.server.HTTPServer):
         elif error:
             handler.reply(error.http_status, format_error(error))
         self.again.append(handler)
+
+
+def _peer_by_peer(ready: Iterable[Ready]) -> Deque[Ready]:
+    """Each connection once, those of a peer in their order, and one of each peer by turns."""
+    peers: Dict[str, Dict[int, Ready]] = {}
+    for key, events in ready:
+        handler = getattr(key.data, "__self__", None)  # a listener has none
+        peers.setdefault(getattr(handler, "station", ""), {})[key.fd] = key, events
+    rounds = itertools.zip_longest(*map(dict.values, peers.values()))
+    return deque(one for each in rounds for one in each if one)
 
 
 def _in_time(queue: Deque[Any]) -> Iterator[Any]:

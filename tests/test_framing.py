@@ -341,6 +341,26 @@ def test_what_a_turn_has_no_time_for_comes_first_in_the_next_one(
             assert len(waiting) == before - 1, "one more, although others have asked again"
 
 
+def test_a_station_does_not_wait_for_all_connections_of_another_peer(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside()
+    with contextlib.ExitStack() as crowd:
+        clients = connected(server, crowd, 9)
+        address = ("127.0.0.1", server.server.server_port)
+        station = crowd.enter_context(socket.create_connection(address, PATIENCE, ("127.0.0.2", 0)))
+        server.turn()
+        monkeypatch.setattr(certtool, "TURN_SECONDS", -1.0)
+        for client in clients:
+            client.send(ask("x"))
+        server.turn(1)
+        station.send(ask("station"))
+        server.turn(2)
+        assert answered([station])
+        server.turn(8)
+        assert len(answered(clients)) == 9
+
+
 def test_a_connection_that_ends_while_it_waits_for_its_turn_bothers_nobody(
     inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
 ) -> None:
