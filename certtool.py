@@ -1936,11 +1936,7 @@ class Mirror:
                 for line in itertools.islice(target, lines):
                     if line != source.read(len(line)):
                         if line[-1:] == b"\n":
-                            raise StoreError(
-                                f"{copy} is no copy of {path}. Nothing was changed. If the mirror is the newer one, "
-                                "the store is an old copy: put the mirror's files into it. Else name another folder "
-                                "with --mirror, or delete that file."
-                            )
+                            raise self._no_copy(path, copy)
                         break
                     same += len(line)
                 if lines:
@@ -1951,6 +1947,19 @@ class Mirror:
                 for data in iter(lambda: source.read(READ_BYTES), b""):
                     _write_all(descriptor, data)
                 os.fsync(descriptor)
+
+    def check_unused(self, store: str) -> None:
+        """Raise StoreError where this holds a journal, before the store gets a new one."""
+        path, copy = (os.path.join(folder, "journal.csv") for folder in (store, self._folder))
+        if os.path.exists(copy) and os.path.getsize(copy):
+            raise self._no_copy(path, copy)
+
+    def _no_copy(self, path: str, copy: str) -> StoreError:
+        return StoreError(
+            f"{copy} is no copy of {path}. Nothing was changed. If the mirror is the newer one, the store is an old "
+            "copy, or lost: put the mirror's files into it. Else name another folder with --mirror, or delete that "
+            "file."
+        )
 
     def add_import(self, path: str) -> None:
         """Copy an import file whose event comes next. It may run in another thread."""
@@ -2248,6 +2257,8 @@ class Store:
             self.notes.append(f"imports/{name} was never completed or taken back, so it is ignored.")
 
     def _open_journal(self, reader: JournalReader) -> None:
+        if self._mirror and not reader.seq:
+            self._mirror.check_unused(self.folder)
         self._journal = _open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         _restrict(self._journal)
         if reader.torn:
@@ -5953,7 +5964,9 @@ def _opened(link: str, folder: str) -> Iterator[None]:
     path = os.path.join(os.path.abspath(folder), "open-page.html")
     try:
         try:
-            with open(_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="ascii") as file:
+            if os.path.lexists(path):
+                os.unlink(path)  # who made it could read it, or has it lead elsewhere
+            with open(_open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w", encoding="ascii") as file:
                 file.write(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={link}">\n')
             threading.Thread(target=webbrowser.open, args=(pathlib.Path(path).as_uri(),), daemon=True).start()
         except OSError as error:
@@ -6208,7 +6221,8 @@ def _request_one(options: argparse.Namespace, station: Station) -> int:
     reported = None
     try:
         if options.report:
-            station.report(options.product_key, str(answer.get("DeviceID")), options.report == "ok")
+            device_id = answer.get("DeviceID") or options.device_id.strip()  # the vendor's server may tell none
+            station.report(options.product_key, device_id, options.report == "ok")
             reported = options.report
     finally:  # the certificate is taken, whatever became of the report
         _print_answer(options, answer, reported)

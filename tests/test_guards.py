@@ -329,10 +329,15 @@ def test_a_mirror_that_is_no_copy_is_refused_with_what_to_do(store: Path, mirror
         no_copy = pytest.raises(StoreError, match=rf"journal\.csv is no copy of .*{advice}")
         with no_copy, line(other, mirror=str(mirror)):
             pass
+    shutil.rmtree(tmp_path / "another store" / "imports")
+    (tmp_path / "another store" / "journal.csv").unlink()  # lost, and a new one would be made
+    lost = pytest.raises(StoreError, match="or lost: put the mirror's files into it")
+    for _ in range(2):
+        with lost, line(tmp_path / "another store", mirror=str(mirror)):
+            pass
+    in_it = pytest.raises(StoreError, match="The mirror is the store itself, or in it")
     for inside in (store, store / "below" / "mirror"):
-        with pytest.raises(StoreError, match="The mirror is the store itself, or in it"), line(
-            store, mirror=str(inside)
-        ):
+        with in_it, line(store, mirror=str(inside)):
             pass
     assert files(mirror) == before
 

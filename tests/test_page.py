@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import socket
 import threading
@@ -450,6 +451,10 @@ def test_a_second_import_at_the_same_time_is_told_to_wait(server: StartServer, t
 def test_open_hands_the_link_to_the_browser_and_to_nobody_else(
     server: StartServer, store: Path, tmp_path: Path
 ) -> None:
+    server().stop()
+    if os.name == "posix":
+        (tmp_path / "mine.txt").write_text("mine")
+        (store / "open-page.html").symlink_to(tmp_path / "mine.txt")
     seen = tmp_path / "seen"
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$@" > {seen}\n')
@@ -465,6 +470,7 @@ def test_open_hands_the_link_to_the_browser_and_to_nobody_else(
     assert (store / "open-page.html").stat().st_mode & 0o077 == 0
     running.stop()
     assert not (store / "open-page.html").exists()
+    assert os.name != "posix" or (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_open_without_room_for_its_file_says_so_and_serves(server: StartServer, store: Path) -> None:

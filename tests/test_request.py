@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 import pytest
 
@@ -167,6 +167,20 @@ def test_a_certificate_is_shown_also_where_the_report_fails(flags: List[str], ce
     assert "The burn is reported" not in done.stdout
     assert not flags or json.loads(done.stdout)["Reported"] is None
     assert done.stderr.count("\n") == 1
+
+
+def test_a_server_that_tells_no_id_gets_the_report_for_the_one_that_was_sent(certtool: RunCerttool) -> None:
+    with hostile.serve("plain") as server:
+        good, asked = server.script, []
+
+        def nameless(hostile_server: hostile.Hostile, request: Dict[str, Any]) -> Iterator[hostile.Step]:
+            asked.append(request)
+            for step in good(hostile_server, request):
+                yield step.replace(b'"DeviceID"', b'"deviceID"') if isinstance(step, bytes) else step
+
+        server.script = nameless
+        certtool("request", KEY, "MAC-0001", "--server", f"127.0.0.1:{server.port}", "--report", "ok")
+    assert [request["DeviceID"] for request in asked] == ["MAC-0001"] * 2
 
 
 def test_both_forms_of_the_checksum_and_a_product_id_are_understood(server: StartServer, certtool: RunCerttool) -> None:
