@@ -148,7 +148,9 @@ def test_a_shift_on_windows(run: Run, serve: Callable[..., Server], identities: 
     assert "all is right" in run("verify")
     assert line.stop() == 0
     assert "Stopped. Everything that was answered is on the disk." in line.output
-    assert line.errors.splitlines() == [f"certtool: A new, empty store was made: {on_windows(store)}"]
+    made, *others = line.errors.splitlines()  # Wine's profile outlives a test
+    assert made == f"certtool: A new, empty store was made: {on_windows(store)}"
+    assert all("This PC has had another store before" in other for other in others)
 
 
 def test_what_was_answered_is_known_after_a_kill_and_the_store_is_free_again(
