@@ -112,7 +112,7 @@ DEFAULT_STORE = "certtool-data"  # beside certtool.py
 MAX_HEAD = 16 * 1024  # bytes of request line and headers; a device sends about 150
 MAX_BODY = 64 * 1024  # bytes of a protocol request (contract); a device sends about 70
 MAX_NESTING = 100  # arrays and objects of a request in each other; a device sends 1
-MAX_PARTS = 1000  # commas and opening brackets of a request: 20,000 hold up all others for 10 ms; a device sends 3
+MAX_PARTS = 1000  # commas and opening brackets of a request, in strings too: 20,000 hold up all others for 10 ms
 MAX_DIGITS = 20  # of an integer in JSON, with its sign: a CPython before 3.8.14 takes long for 65,000
 MAX_UPLOAD = 256 * 1024 * 1024  # bytes of an import handed to a running server: about 3 million rows
 MAX_CONNECTIONS = 500 if sys.platform == "win32" else 10_000  # select() on Windows takes 512 sockets
@@ -1051,12 +1051,12 @@ class IdentityFile:
 
     Tell nobody of them before a row is right: where the header's line end is lost, they are cells with secrets.
     Construction reads the header line; it raises BadFile where the bytes are no such file. `data` is a stream that can
-    be read twice; it is closed with this. `options` fills ProductKey, ProductSecret and ProductID where the file has no
-    such column; its values have passed `check_field`.
+    be read again, in the encoding that `sniff_encoding` found; it is closed with this. `options` fills ProductKey,
+    ProductSecret and ProductID where the file has no such column; its values have passed `check_field`.
     """
 
-    def __init__(self, data: BinaryIO, options: Mapping[str, str]) -> None:
-        self._text = io.TextIOWrapper(data, _sniff_encoding(data), newline="")
+    def __init__(self, data: BinaryIO, encoding: str, options: Mapping[str, str]) -> None:
+        self._text = io.TextIOWrapper(data, encoding, newline="")
         self._read = 1  # the line that the next block begins with
         self._pending: Deque[Tuple[int, str]] = deque()  # lines of the present block, numbered
         start, header = next(((n, text) for n, text in iter(self._next_line, None) if text.strip()), (1, ""))
@@ -1196,15 +1196,15 @@ def in_pieces(data: BinaryIO) -> Iterator[bytes]:
     return iter(functools.partial(data.read, FILE_PIECE), b"")
 
 
-def _sniff_encoding(data: BinaryIO) -> str:
-    """Return the encoding of a stream, which stands at its start again."""
+def sniff_encoding(data: BinaryIO) -> Generator[None, None, str]:
+    """Return the encoding of a stream, which stands at its start again, a part in each step. Raises BadFile."""
     start = data.read(4)
     data.seek(0)
     if start in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
         raise BadFile("This is a spreadsheet, not a CSV file: save it as CSV and import that.")
     lines, utf16 = 0, start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     for encoding in ["utf-16"] if utf16 else ["utf-8-sig", "gb18030"]:
-        wrong = _undecodable_line(data, encoding)
+        wrong = yield from _undecodable_line(data, encoding)
         data.seek(0)
         if not wrong:
             return encoding
@@ -1212,12 +1212,13 @@ def _sniff_encoding(data: BinaryIO) -> str:
     raise BadFile(NO_ENCODING, lines)
 
 
-def _undecodable_line(data: BinaryIO, encoding: str) -> int:
+def _undecodable_line(data: BinaryIO, encoding: str) -> Generator[None, None, int]:
     """Return the line that cannot be decoded, 0 where all can."""
     decoder = codecs.getincrementaldecoder(encoding)()
     try:
         for piece in in_pieces(data):
             decoder.decode(piece)
+            yield
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         end = data.tell() - len(error.object) + error.start
@@ -1558,6 +1559,14 @@ def _remedy(error: OSError) -> str:
     return "check its rights" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "check the store's disk"
 
 
+def _in_place(facts: os.stat_result, path: str) -> bool:
+    """Say whether the file that is open is still the one at this path."""
+    try:
+        return os.path.samestat(facts, os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
     """Write all or raise OSError: a full disk takes a part without an error."""
     if os.write(descriptor, data) != len(data):
@@ -1805,7 +1814,7 @@ class ImportWriter:
         facts = os.fstat(self._descriptor)
         self._close()
         _sync_folder(os.path.dirname(self.imported.path))
-        if not os.path.exists(self.imported.path) or not os.path.samestat(facts, os.stat(self.imported.path)):
+        if not _in_place(facts, self.imported.path):
             raise changed_at_once(self.imported.path)
         if self._mirror:
             self._mirror.add_import(self.imported.path)
@@ -1821,9 +1830,9 @@ class ImportWriter:
 
     def discard(self) -> None:
         """Remove the file of an import that will not be committed."""
-        with contextlib.suppress(OSError):  # an orphan is harmless, and the next start says that it is there
-            self._close()
         with contextlib.suppress(OSError):
+            self._close()
+        with contextlib.suppress(OSError):  # an orphan is harmless, and the next start says that it is there
             os.unlink(self.imported.path)
 
 
@@ -1913,6 +1922,8 @@ class Mirror:
             if theirs.startswith(ours):
                 raise StoreError("The mirror is the store itself, or in it: name a folder on another disk.")
             _make_folder(os.path.join(self._folder, "imports"))
+            if os.path.samefile(self._folder, store):  # by another name, such as that of a share or a bind mount
+                raise StoreError("The mirror is the store itself: name a folder on another disk.")
             if os.stat(self._folder).st_dev == os.stat(store).st_dev:
                 self._warn(f"The mirror {self._folder} is on the store's own disk, and ends with it: name another.")
             self._complete(os.path.join(store, "journal.csv"), os.path.join(self._folder, "journal.csv"), lines=2)
@@ -2047,7 +2058,7 @@ class Store:
         self._codec = JournalWriter()
         self._committed = (self._codec.seq, self._codec.digest)
         self._events: List[Event] = []  # of the next commit
-        self._broken = ""
+        self.broken = ""
         self._last_import = 0  # the highest number of a file in imports/
         self._open_folder(command)
 
@@ -2084,11 +2095,13 @@ class Store:
                 self.notes.append(f"Other users of this PC can read {self.folder}: keep it where only you can.")
 
     def is_new(self) -> bool:
-        """Say whether a writer makes a new store here. Raises OSError where one may not look."""
+        """Say whether a writer makes a new store here. Raises StoreError where one may not look."""
         try:
             os.stat(self._journal_path)
         except (FileNotFoundError, NotADirectoryError):
             return not self._numbered_imports()
+        except OSError as error:
+            raise StoreError(f"The store {self.folder} cannot be read ({error.strerror}): check its rights.") from None
         return False
 
     def _numbered_imports(self) -> Dict[str, int]:
@@ -2123,7 +2136,8 @@ class Store:
             elif reader.torn:
                 self.notes.append(f"journal.csv ends in half a line ({len(reader.torn)} bytes), which was not read.")
         except OSError as error:
-            raise StoreError(f"The store {self.folder} cannot be read: {error.strerror} ({error.filename}).") from None
+            place = error.filename or "check its disk"
+            raise StoreError(f"The store {self.folder} cannot be read: {error.strerror} ({place}).") from None
 
     def _names_of(self, about: Sequence[str]) -> Set[str]:
         """Add the DeviceNames that events had together with one of `about`."""
@@ -2324,8 +2338,8 @@ class Store:
 
     def append(self, event: Event) -> None:
         """Add an event to the next commit. Raises StoreUnavailable where nothing can be recorded any more."""
-        if self._broken:
-            raise StoreUnavailable(self._broken)
+        if self.broken:
+            raise StoreUnavailable(self.broken)
         self._events.append(event)
 
     def commit(self) -> None:
@@ -2333,12 +2347,12 @@ class Store:
         if not self._events:
             return
         events, self._events = self._events, []
-        if self._broken:
-            raise StoreUnavailable(self._broken)
+        if self.broken:
+            raise StoreUnavailable(self.broken)
         try:
             if not self._is_untouched():
                 self.stop("Another program changed journal.csv: find out which, and start again.")
-                raise StoreUnavailable(self._broken)
+                raise StoreUnavailable(self.broken)
             data = self._codec.encode(events)
             _write_all(self._journal, data)
         except OSError as error:
@@ -2355,7 +2369,7 @@ class Store:
             os.fsync(self._journal)
         except OSError as error:
             self.stop(f"The disk failed to keep a record ({error.strerror}): check the disk, and start again.")
-            raise StoreUnavailable(self._broken) from None
+            raise StoreUnavailable(self.broken) from None
         self._offset += len(data)
         self._committed = (self._codec.seq, self._codec.digest)
         if self._mark:
@@ -2392,14 +2406,11 @@ class Store:
         facts = os.fstat(self._journal)
         if facts.st_size != self._offset:
             return False
-        try:  # on Windows a file that is open cannot be moved
-            return sys.platform == "win32" or os.path.samestat(facts, os.stat(self._journal_path))
-        except FileNotFoundError:
-            return False
+        return sys.platform == "win32" or _in_place(facts, self._journal_path)  # there it cannot be moved
 
     def stop(self, reason: str) -> None:
         """Record nothing any more in this process: what is on the disk is no longer known."""
-        self._broken = self._broken or reason
+        self.broken = self.broken or reason
 
     def _cut_back(self) -> None:
         """Take back a failed write, so that the next line follows a whole one."""
@@ -2757,6 +2768,7 @@ class Service:
         command = Command(verb, product.key, device_name=device_name, force=force, detail=detail)
         _, event = self.state.decide(command, now)
         if event is None:
+            self._check_state()
             return f"{device_name} is {before} already: nothing changed.", SAME
         self._record(event)
         after = STATUS_NAMES[self.state.record(number).status]
@@ -2823,7 +2835,8 @@ class Service:
                     report.read += known
                     report.duplicates += known
                     with upload.open() as data:
-                        report.ignore(IdentityFile(data, options.fixed()).ignored)
+                        encoding = yield from sniff_encoding(data)
+                        report.ignore(IdentityFile(data, encoding, options.fixed()).ignored)
                 else:
                     yield from self._stage(upload, options, source, imports, report)
                     if source != (yield from _digest_of_source(upload, options)):
@@ -2852,7 +2865,8 @@ class Service:
         """Read one file into a new entry of `imports`, or find out what is wrong with it."""
         with upload.open() as data:
             try:
-                file = IdentityFile(data, options.fixed())
+                encoding = yield from sniff_encoding(data)
+                file = IdentityFile(data, encoding, options.fixed())
             except BadFile as error:
                 report.reject(upload.name, error.line, str(error))
                 return
@@ -3844,7 +3858,7 @@ class CertServer(http.server.HTTPServer):
             if str(error) != self.failing:
                 self.notify(str(error))
         if self.turn_events and not failure:
-            self.failing = ""
+            self.failing = self.service.store.broken
         elif failure:
             self.failing = str(failure)
         replies, self.replies = self.replies, []
@@ -4032,7 +4046,7 @@ class CertServer(http.server.HTTPServer):
 
     def _work(self) -> None:
         """Do a slice of the next job that can go on."""
-        for _ in self.jobs:
+        for _ in range(len(self.jobs)):
             self.jobs.rotate(-1)
             if self.jobs[-1].can_go_on():
                 break
@@ -4071,8 +4085,8 @@ def _peer_by_peer(ready: Iterable[Ready]) -> Deque[Ready]:
     for key, events in ready:
         handler = getattr(key.data, "__self__", None)  # a listener has none
         peers.setdefault(getattr(handler, "station", ""), {})[key.fd] = key, events
-    rounds = itertools.zip_longest(*map(dict.values, peers.values()))
-    return deque(one for each in rounds for one in each if one)
+    turns = [(turn, one) for peer in peers.values() for turn, one in enumerate(peer.values())]
+    return deque(one for _, one in sorted(turns, key=operator.itemgetter(0)))
 
 
 def _in_time(queue: Deque[Any]) -> Iterator[Any]:
@@ -5338,7 +5352,7 @@ class Console:
 
 def printable(text: str) -> str:
     """Keep what commands a terminal off it: a batch may be named after a file, whose name may hold anything."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def is_reader_gone(error: OSError) -> bool:
@@ -6104,7 +6118,7 @@ def _run_import(service: Service, uploads: Sequence[Upload], how: ImportOptions)
     progress = _ProgressLine()
     job = service.import_files(uploads, how)
     size = sum(upload.size for upload in uploads)
-    steps = size // IMPORT_SLICE + 2 * (size // FILE_PIECE) + 1  # rows, two digests
+    steps = size // IMPORT_SLICE + 3 * (size // FILE_PIECE) + 1  # rows, the encoding, two digests
     steps += service.serving * (size // READ_BYTES)  # `find_rows`
     try:
         done = 0
@@ -6190,9 +6204,9 @@ def run_accept_restore(options: argparse.Namespace) -> int:
 
 def _need_store(options: argparse.Namespace) -> None:
     """Raise Refused where there is no store yet: a new one holds nothing that this command is about."""
-    folder = Store(store_folder(options.data), writer=False).folder  # refuses what can be no folder
-    if not os.path.isdir(folder):
-        raise Refused(f"There is no store at {folder}: name it with --data.")
+    store = Store(store_folder(options.data), writer=False)  # refuses what can be no folder
+    if store.is_new():
+        raise Refused(f"There is no store at {store.folder}: name it with --data.")
 
 
 def _who() -> str:
@@ -6275,7 +6289,7 @@ def run_verify(options: argparse.Namespace) -> int:
             found += 1
             print(printable(f"{folder}: {finding}"))
         for note in store.notes:
-            print(f"certtool: {folder}: {note}", file=sys.stderr)
+            print(f"certtool: {printable(f'{folder}: {note}')}", file=sys.stderr)
         for other, state_of_other in checked:
             for key, names in in_both(state_of_other, state):
                 found += 1

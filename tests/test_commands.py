@@ -523,12 +523,15 @@ def test_an_installed_copy_asks_where_its_store_is(folder: str, tmp_path: Path) 
     assert list((tmp_path / folder).glob("certtool-data*")) == []
 
 
-def test_a_store_that_is_not_there_or_is_a_file_is_named(certtool: RunCerttool, store: Path) -> None:
+def test_a_store_that_is_not_there_or_is_a_file_is_named(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
     name = ("a-name", "--reason", "x")
     assert f"There is no store at {store}" in sentence(certtool("query", "--data", store, ok=1).stderr)
     for about in (["release", *name], ["void", *name], ["accept-restore", *name[1:]]):
         assert f"There is no store at {store}: name it" in sentence(certtool(*about, "--data", store, ok=1).stderr)
     assert not store.exists()
+    (tmp_path / "empty").mkdir()
+    assert "There is no store at" in sentence(certtool("void", *name, "--data", tmp_path / "empty", ok=1).stderr)
+    assert list((tmp_path / "empty").iterdir()) == []
     for command in (["query"], ["import", SAMPLE], ["serve", "0"], ["void", *name], ["import", SAMPLE, "--dry-run"]):
         for folder in (SAMPLE, SAMPLE / "below"):
             done = certtool(*command, "--data", folder, ok=1)

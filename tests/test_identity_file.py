@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import certtool
-from certtool import COLUMNS, BadFile, Credential, IdentityFile, check_field
+from certtool import COLUMNS, BadFile, Credential, IdentityFile, check_field, sniff_encoding
 from tests.support import SAMPLE
 
 HEADER = "ProductKey,DeviceName,DeviceSecret"
@@ -28,9 +28,19 @@ ENCODINGS: Dict[str, Callable[[str], bytes]] = {
 }
 
 
+def identity_file(data: bytes, options: Optional[Mapping[str, str]] = None) -> IdentityFile:
+    """Open a file at one go, as a server does in slices."""
+    sniffing = sniff_encoding(io.BytesIO(data))
+    while True:
+        try:
+            next(sniffing)
+        except StopIteration as found:
+            return IdentityFile(io.BytesIO(data), found.value, options or {})
+
+
 def read(data: bytes, options: Optional[Mapping[str, str]] = None) -> List[Tuple[int, Any]]:
     """Return the rows of a file: line number, and the certificate or the reason against it."""
-    return list(IdentityFile(io.BytesIO(data), options or {}).rows())
+    return list(identity_file(data, options).rows())
 
 
 def refusal(data: bytes, options: Optional[Mapping[str, str]] = None) -> Tuple[int, str]:
@@ -44,7 +54,7 @@ def refusal(data: bytes, options: Optional[Mapping[str, str]] = None) -> Tuple[i
 
 
 def test_the_sample_has_twenty_certificates_and_no_fault() -> None:
-    file = IdentityFile(io.BytesIO(SAMPLE.read_bytes()), {})
+    file = identity_file(SAMPLE.read_bytes())
     rows = list(file.rows())
     assert [line for line, _ in rows] == list(range(2, 22))
     assert all(isinstance(row, Credential) for _, row in rows)
@@ -56,7 +66,7 @@ def test_the_sample_has_twenty_certificates_and_no_fault() -> None:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_encoding_separator_and_line_end_is_read(encoding: str, separator: str, end: str) -> None:
     lines = [f"id,{HEADER},备注", f"1,{GOOD},一号灯", "", "3,a1Key,lamp-0002,hush0002,", f"4,{GOOD[:-1]} ,坏"]
-    file = IdentityFile(io.BytesIO(ENCODINGS[encoding](end.join(lines).replace(",", separator))), {})
+    file = identity_file(ENCODINGS[encoding](end.join(lines).replace(",", separator)))
     first, second, third = file.rows()
     assert (first, second) == ((2, PLAIN), (4, PLAIN._replace(device_name="lamp-0002", device_secret="hush0002")))
     assert third[0] == 5
@@ -196,7 +206,7 @@ def test_a_mangled_cell_is_refused_among_rows_that_are_read_many_at_once(
     cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certtool, "IMPORT_SLICE", 1)
-    blocks = list(IdentityFile(io.BytesIO(f"{HEADER}\r\n{GOOD}\r\na1Key,lamp-0002,{cell}\r\n".encode()), {}).blocks())
+    blocks = list(identity_file(f"{HEADER}\r\n{GOOD}\r\na1Key,lamp-0002,{cell}\r\n".encode()).blocks())
     assert isinstance(blocks[0], certtool.PlainRows)
     assert blocks[0].rows() == [(2, PLAIN)]
     assert isinstance(blocks[1], list)
@@ -354,7 +364,7 @@ def test_any_bytes_are_read_or_refused_and_the_short_way_agrees_with_the_long_on
             patch.setattr(certtool, "IMPORT_SLICE", characters)
             patch.setattr(certtool, "FILE_PIECE", piece)
             try:
-                file = IdentityFile(io.BytesIO(data), {"ProductKey": "a1Key"})
+                file = identity_file(data, {"ProductKey": "a1Key"})
                 if long_way:
                     file._plain = lambda text: None
                 results.append(list(file.rows()))

@@ -388,6 +388,13 @@ def test_a_download_that_is_broken_off_ends_its_work_and_the_line_goes_on(server
     with socket.create_connection(("127.0.0.1", running.port)) as connection:
         connection.sendall(request.encode() + b"\r\n")
         assert connection.recv(20).startswith(b"HTTP/1.1 200")
+        with socket.socket() as other, socket.socket() as third:  # and none of them takes any more for a while
+            for download in (other, third):
+                download.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                download.connect(("127.0.0.1", running.port))
+                download.sendall(request.encode() + b"\r\n")
+                assert download.recv(20).startswith(b"HTTP/1.1 200")
+            assert page.upload("more.csv", write(tmp_path / "more.csv", 10, first=20_000).read_bytes())[0] == 200
     assert running.request(PRODUCT, "device-1")[0] == 200
     assert page.get("/certtool/export?status=Allocated")[1].count(b"\n") == 2
 
