@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Generator, List, Optional
 
 import pytest
 
@@ -388,15 +388,27 @@ def test_a_download_that_is_broken_off_ends_its_work_and_the_line_goes_on(server
     with socket.create_connection(("127.0.0.1", running.port)) as connection:
         connection.sendall(request.encode() + b"\r\n")
         assert connection.recv(20).startswith(b"HTTP/1.1 200")
-        with socket.socket() as other, socket.socket() as third:  # and none of them takes any more for a while
-            for download in (other, third):
-                download.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                download.connect(("127.0.0.1", running.port))
-                download.sendall(request.encode() + b"\r\n")
-                assert download.recv(20).startswith(b"HTTP/1.1 200")
-            assert page.upload("more.csv", write(tmp_path / "more.csv", 10, first=20_000).read_bytes())[0] == 200
     assert running.request(PRODUCT, "device-1")[0] == 200
     assert page.get("/certtool/export?status=Allocated")[1].count(b"\n") == 2
+
+
+def test_work_goes_on_beside_downloads_that_nobody_takes(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(name: str) -> Generator[None, None, None]:
+        for _ in range(3):
+            done.append(name)
+            yield
+
+    done: List[str] = []
+    server = inside(10)
+    monkeypatch.setattr(certtool.Job, "can_go_on", lambda job: job.name == "recover")
+    for name in ("export", "export", "recover", "export"):
+        server.server.start_job(name, work(name), None)
+    server.turn(5)
+    assert done == ["recover"] * 3
+    assert [job.name for job in server.server.jobs] == ["export"] * 3
+    assert server.say(ask("A"))[0] == 200
 
 
 def test_a_dry_run_on_the_page_shows_each_bad_row_and_changes_nothing(server: StartServer, store: Path) -> None:
