@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -226,6 +228,30 @@ def test_send_req_returns_the_text_of_the_server_and_parse_data_takes_it(
     wanted = [fields[name] for name in ("ProductKey", "DeviceName", "ProductSecret", "DeviceSecret", "DeviceID")]
     assert run(program, "parse", tmp_path / "reply").splitlines()[0].split("\t") == ["0", *wanted]
     assert run(program, "send_req", 1, KEY, "MAC-0002", f"127.0.0.1:{running.port}") == "NULL\n"
+
+
+def test_a_made_up_id_may_be_passed_on_from_the_reply_that_told_it(build: Build, server: StartServer) -> None:
+    running = server("--import", SAMPLE)
+    out = run(build(POSIX, *SANITIZED, "-DCRC32_SMALL"), "again", KEY, f"127.0.0.1:{running.port}")
+    first, again, report, no_buffer = map(reply, out.rstrip("\n").split("\n"))
+    assert first.DeviceID.startswith("auto-")
+    assert again == first, "and not a second certificate"
+    assert (report.result, report.DeviceID) == (OK, first.DeviceID)
+    assert no_buffer == (ARGUMENT, "", "", "", "", "", "", "")
+
+
+def test_a_server_with_two_addresses_is_reached_at_the_one_that_answers(build: Build) -> None:
+    with hostile.serve("plain") as server, contextlib.ExitStack() as full:
+        silent = full.enter_context(socket.socket())
+        silent.bind(("127.0.0.2", server.port))
+        silent.listen(0)
+        for _ in range(3):  # which it never accepts; with these the system answers nobody there
+            client = full.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.2", server.port))
+        program = build([*POSIX, HERE / "two_addresses.c"], "-O1", "-DCRC32_SMALL", "-Wl,--wrap=getaddrinfo", *HURRIED)
+        out = run(program, "request", 0, KEY, "MAC-0001", f"two.test:{server.port}")
+    assert reply(out.rstrip("\n")).result == OK
 
 
 def test_a_device_id_with_quotes_and_spaces_arrives_as_it_is(build: Build, server: StartServer) -> None:

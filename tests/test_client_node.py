@@ -241,9 +241,13 @@ def test_a_server_that_sends_the_checksum_as_a_number_is_understood(station: Sta
         ("127.0.0.1:65536", KEY, "MAC-0001"),
         ("http://127.0.0.1:8000/", KEY, "MAC-0001"),
         ("[127.0.0.1]:8000", KEY, "MAC-0001"),
+        ("\u5de5\u5382:8000", KEY, "MAC-0001"),
+        ("a\0b:8000", KEY, "MAC-0001"),
         ("127.0.0.1:1", None, "MAC-0001"),
         ("127.0.0.1:1", KEY, 123456),
         ("127.0.0.1:1", KEY, False),
+        ("127.0.0.1:1", KEY, "  \r\n"),  # an empty scan, which is not "no id"
+        ("127.0.0.1:1", KEY, "\ufeff"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_is_sent(
@@ -252,6 +256,11 @@ def test_a_wrong_argument_is_refused_before_anything_is_sent(
     for call in ("req_dev_cert", "send_burn_result_by_did"):
         result = [True] if call == "send_burn_result_by_did" else []
         assert station.call(call, ip, product_key, device_id, *result)["code"] == "BadRequest"
+
+
+@pytest.mark.parametrize("options", [{"timeout": 1e10}, {"delay": 1e10}, {"retries": -1}, {"timeout": "5"}])
+def test_an_option_that_no_timer_takes_is_refused(station: Station, options: Dict[str, Any]) -> None:
+    assert station.request(1, "MAC-0001", **options)["code"] == "BadRequest"
 
 
 def test_a_result_that_is_neither_true_nor_false_is_never_reported_as_success(station: Station) -> None:
@@ -277,9 +286,9 @@ def test_an_ipv6_address_is_given_in_brackets(station: Station) -> None:
         assert station.call("req_dev_cert", f"[::1]:{server.port}", KEY, "MAC-0001")["code"] is None
 
 
-def run_node(code: str, *args: object, ok: int = 0) -> str:
+def run_node(code: str, *args: object, ok: int = 0, node: str = "") -> str:
     """Run `code` with the Node here and return its stdout; `ok` is the exit code, and nothing goes to stderr."""
-    command = [need("node"), "-e", code, *map(str, args)]
+    command = [node or need("node"), "-e", code, *map(str, args)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=60, env=child_env())
     assert (done.returncode, done.stderr) == (ok, ""), done
     return done.stdout
@@ -293,6 +302,33 @@ def test_a_name_is_looked_up_and_the_port_may_be_left_out() -> None:
     """
     for ip, expected in (("line.local", "line.local 8000"), ("10.0.0.7", "10.0.0.7 8000"), ("::1", "::1 8000")):
         assert run_node(code, SDK, ip) == expected + "\n"
+
+
+@pytest.mark.parametrize("which", ["node", "Node 12"])
+def test_a_server_with_two_addresses_is_reached_at_the_one_that_answers(which: str) -> None:
+    code = """
+    const both = ['127.0.0.2', '127.0.0.1'].map((address) => ({ address, family: 4 }));
+    require('dns').lookup = (_, { all }, done) => (all ? done(null, both) : done(null, both[0].address, 4));
+    const show = (text) => console.log(JSON.parse(text).Status);
+    require(process.argv[1]).req_dev_cert(process.argv[2], 'a1SampleWf0', 'MAC-0001', show, { delay: 10 });
+    """
+    node = node_12() if which == "Node 12" else need("node")
+    with hostile.serve("plain") as server:
+        assert run_node(code, SDK, f"two.test:{server.port}", node=node) == "OK\n"
+
+
+def test_the_time_limit_counts_the_look_up_of_the_name() -> None:
+    code = """
+    const { lookup } = require('dns');
+    require('dns').lookup = (name, ...rest) => setTimeout(() => lookup('127.0.0.1', ...rest), 3500);
+    const begin = Date.now();
+    const show = (text) => console.log(JSON.parse(text).Status, Date.now() - begin);
+    require(process.argv[1]).req_dev_cert(process.argv[2], 'a1SampleWf0', null, show, { timeout: 4000, retries: 0 });
+    """
+    with hostile.serve("silent") as server:
+        status, took = run_node(code, SDK, f"slow.test:{server.port}").split()
+    assert status == "Timeout"
+    assert int(took) < 4000 + 1000 * SLACK
 
 
 def test_the_promise_has_what_the_callback_gets() -> None:

@@ -1,5 +1,6 @@
 /* triple_hal.h for Linux, macOS and other POSIX systems: programmers, and the tests of the SDK. */
 #define _POSIX_C_SOURCE 200809L
+#define _DARWIN_C_SOURCE /* SO_NOSIGPIPE, which _POSIX_C_SOURCE alone hides on macOS */
 
 #include "triple_hal.h"
 
@@ -74,8 +75,11 @@ int HAL_Triple_Connect(const char *host, uint16_t port, uint32_t timeout_ms)
         return HAL_TRIPLE_ERROR;
     for (address = found; address != NULL && result < 0; address = address->ai_next) {
         uint64_t now = HAL_UptimeMs();
+        uint32_t left = now < end ? (uint32_t)(end - now) : 0;
 
-        result = now < end ? connect_to(address, (uint32_t)(end - now)) : HAL_TRIPLE_TIMEOUT;
+        if (address->ai_next != NULL) /* an address that does not answer leaves time for those behind it */
+            left -= left / 2;
+        result = left > 0 ? connect_to(address, left) : HAL_TRIPLE_TIMEOUT;
     }
     freeaddrinfo(found);
     return result;

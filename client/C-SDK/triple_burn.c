@@ -61,8 +61,8 @@ static bool closed(writer *out)
 
 typedef struct {
     int act;
-    const char *pk;
-    const char *did; /* no NUL behind it: white space was cut off */
+    char pk[TRIPLE_FIELD_SIZE]; /* copies: the caller's may lie in the reply of the request before */
+    char did[TRIPLE_FIELD_SIZE];
     size_t did_length;
     const char *server;
     char host[HOST_SIZE];
@@ -120,7 +120,6 @@ static bool read_question(question *ask, int act, const char *pk, const char *di
     bool given = length > 0;
 
     ask->act = act;
-    ask->pk = pk;
     ask->server = server;
     while (length > 0 && is_space(did[length - 1]))
         length--;
@@ -128,7 +127,6 @@ static bool read_question(question *ask, int act, const char *pk, const char *di
         did++;
         length--;
     }
-    ask->did = did;
     ask->did_length = length;
     if (pk == NULL || server == NULL || act < TRIPLE_ACTION_REQUEST || act > TRIPLE_ACTION_BURN_FAILED)
         return false;
@@ -136,8 +134,13 @@ static bool read_question(question *ask, int act, const char *pk, const char *di
         return false;
     if (length >= TRIPLE_FIELD_SIZE || !is_printable(did, length, ' '))
         return false;
+    if (length > 0)
+        memcpy(ask->did, did, length);
     length = strlen(pk);
-    return length > 0 && length < TRIPLE_FIELD_SIZE && is_printable(pk, length, '!') && read_server(ask, server);
+    if (length == 0 || length >= TRIPLE_FIELD_SIZE || !is_printable(pk, length, '!'))
+        return false;
+    memcpy(ask->pk, pk, length + 1);
+    return read_server(ask, server);
 }
 
 static void put_json_string(writer *out, const char *text, size_t length)
@@ -820,11 +823,12 @@ int triple_request(int act, const char *pk, const char *did, const char *server,
     uint32_t pause = TRIPLE_PAUSE_MS;
     unsigned count;
     int result = TRIPLE_ARGUMENT;
+    bool valid = reply != NULL && buffer != NULL && size > 0 && read_question(&ask, act, pk, did, server);
 
-    if (reply == NULL || buffer == NULL || size == 0)
+    if (reply == NULL)
         return TRIPLE_ARGUMENT;
     memset(reply, 0, sizeof *reply);
-    if (!read_question(&ask, act, pk, did, server)) {
+    if (!valid) {
         log_failure(&this, result);
         return result;
     }

@@ -90,7 +90,7 @@ extern "C" {
  *   pk         ProductKey
  *   did        DeviceID, at most 64 printable ASCII characters; "" or NULL: the device has none and takes a fresh
  *              certificate, with a DeviceID that the server makes up. Actions 1 and 2 need one
- *   server_ip  "host" or "host:port"
+ *   server_ip  "host" or "host:port": a name of at most 63 characters or an IPv4 address; no IPv6 address
  *
  * Returns a string that the caller gives to HAL_Free(), or NULL: the reason went to HAL_Triple_Log(). */
 char *send_req(int act, char *pk, char *did, const char *server_ip);
@@ -127,6 +127,9 @@ typedef struct {
  * An attempt that failed on the way is repeated within TRIPLE_ATTEMPTS and TRIPLE_TOTAL_MS. That is safe with a DeviceID:
  * the server answers the same certificate. Without one a repeated request would take a second certificate, so it is
  * repeated only as long as nothing was sent.
+ *
+ * `pk` and `did` may lie in `reply`, so that a made-up DeviceID can be passed on; keep a copy of it, for a call that
+ * fails forgets it.
  *
  * Returns a TRIPLE_ result; `reply` is all zero unless it is TRIPLE_OK, but for `status` on TRIPLE_REFUSED. */
 int triple_request(int act, const char *pk, const char *did, const char *server, char *buffer, size_t size,

@@ -21,6 +21,7 @@ const net = require('net');
 
 const DEFAULT_PORT = 8000;
 const MAX_REPLY = 64 * 1024; // bytes; a reply has about 300
+const MAX_OPTION = 0x7fffffff; // a timer of Node runs off at once for more
 const DEFAULTS = {
   timeout: 15000, // of the whole call; each attempt gets its share
   retries: 2, // further attempts, where they are safe
@@ -66,7 +67,7 @@ function wireChecksum(value) {
 }
 
 function parseServer(ip) {
-  const parts = /^(?:\[([^\]]+)\]|([^:/\s]+))(?::(\d{1,5}))?$/.exec(ip);
+  const parts = /^(?:\[([^\]]+)\]|([!-.0-9;-~]+))(?::(\d{1,5}))?$/.exec(ip);
   if (net.isIPv6(ip)) {
     return { host: ip, port: DEFAULT_PORT };
   }
@@ -79,17 +80,24 @@ function parseServer(ip) {
 
 // One attempt. `share` and `rest` are the milliseconds for it and for the whole call: what cannot be repeated once it
 // was sent is waited for to the end instead.
-function post(server, body, share, rest, repeatable) {
+function post(server, body, share, rest, repeatable, turn) {
   return new Promise((resolve, reject) => {
     let connected = false;
     let timer;
+    const start = process.uptime() * 1000;
     const request = http.request({
       host: server.host,
       port: server.port,
       method: 'POST',
       path: '/',
       agent: false,
-      lookup: (name, options, done) => dns.lookup(name, Object.assign({}, options, { verbatim: false }), done),
+      // Before Node 20 only one address is tried: each attempt takes the next of them.
+      lookup: (name, options, done) => {
+        dns.lookup(name, Object.assign({}, options, { verbatim: false, all: true }), (error, found) => {
+          const one = error || options.all ? null : found[turn % found.length];
+          done(error, one ? one.address : found, one ? one.family : undefined);
+        });
+      },
       headers: { 'Content-Type': 'application/json', 'Content-Length': body.length, Connection: 'close' },
     });
 
@@ -118,7 +126,7 @@ function post(server, body, share, rest, repeatable) {
         connected = true;
         if (!repeatable) {
           clearTimeout(timer);
-          timer = setTimeout(late, rest);
+          timer = setTimeout(late, Math.max(1, start + rest - process.uptime() * 1000));
         }
       });
     });
@@ -216,21 +224,24 @@ function pause(milliseconds) {
 
 async function exchange(ip, pk, id, action, options) {
   const { timeout, retries, delay } = Object.assign({}, DEFAULTS, options);
-  if (![timeout, retries, delay].every((value) => Number.isFinite(value) && value >= 0)) {
-    throw badRequest('timeout, retries and delay are numbers, 0 or more.');
+  if (![timeout, retries, delay].every((value) => Number.isFinite(value) && value >= 0 && value <= MAX_OPTION)) {
+    throw badRequest(`timeout, retries and delay are numbers from 0 to ${MAX_OPTION}.`);
   }
   if (typeof pk !== 'string' || (id !== null && id !== undefined && typeof id !== 'string')) {
     throw badRequest('The ProductKey is a string, the DeviceID a string or null.');
   }
   const server = parseServer(ip);
   const device = id ? id.trim() : '';
+  if (id && !device) {
+    throw badRequest('The DeviceID is white space alone: pass null for a device that has none.');
+  }
   const body = Buffer.from(JSON.stringify({ ProductKey: pk, DeviceID: device || null, Action: action }), 'utf8');
   const end = process.uptime() * 1000 + timeout; // a clock that nobody sets
   for (let attempt = 0; ; attempt += 1) {
     try {
       const rest = Math.max(1, end - process.uptime() * 1000);
       const share = Math.max(1, Math.min(rest, timeout / (retries + 1)));
-      const { text, fields } = readReply(await post(server, body, share, rest, device !== ''));
+      const { text, fields } = readReply(await post(server, body, share, rest, device !== '', attempt));
       checkIdentity(fields, pk, device);
       if (action === 0) {
         checkCertificate(fields);

@@ -2,6 +2,7 @@
  *
  *     driver send_req ACT PK DID SERVER      the returned text, or NULL
  *     driver request ACT PK DID SERVER       triple_request()
+ *     driver again PK SERVER                 asks without a DeviceID, then again and reports, all with what the reply has
  *     driver parse FILE...                   parse_data() and triple_parse() of each file, a line each
  *
  * Built with hal_memory.c and -DREPLAY instead:
@@ -95,6 +96,20 @@ static int send_request(int act, char *pk, char *did, const char *server)
     return text == NULL;
 }
 
+/* The reply's own texts are the next call's arguments; the last call has no buffer. */
+static void ask_again(const char *pk, const char *server)
+{
+    triple_reply *reply = malloc(sizeof *reply);
+    char *buffer = block(TRIPLE_BUFFER_SIZE);
+
+    print_reply(triple_request(0, pk, "", server, buffer, TRIPLE_BUFFER_SIZE, reply), reply);
+    print_reply(triple_request(0, pk, reply->device_id, server, buffer, TRIPLE_BUFFER_SIZE, reply), reply);
+    print_reply(triple_request(1, reply->product_key, reply->device_id, server, buffer, TRIPLE_BUFFER_SIZE, reply), reply);
+    print_reply(triple_request(0, pk, "MAC-0001", server, NULL, 0, reply), reply);
+    free(buffer);
+    free(reply);
+}
+
 static void parse(const char *name)
 {
     size_t length;
@@ -126,6 +141,10 @@ int main(int argc, char **argv)
         return send_request(atoi(argv[2]), argv[3], argv[4], argv[5]);
     if (argc == 6 && strcmp(argv[1], "request") == 0)
         return request(atoi(argv[2]), argv[3], argv[4], argv[5], TRIPLE_BUFFER_SIZE) != TRIPLE_OK;
+    if (argc == 4 && strcmp(argv[1], "again") == 0) {
+        ask_again(argv[2], argv[3]);
+        return 0;
+    }
     for (i = 2; i < argc; i++)
         parse(argv[i]);
     return 0;
