@@ -3467,15 +3467,13 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 
         `there`: bytes that have come behind the head.
         """
-        limit = MAX_BODY
+        limit, too_long = MAX_BODY, f"The body is longer than {MAX_BODY} bytes."
         if head.path == MANAGEMENT + "import" and head.method == "POST":
             self.server.check_manager(self, head)
-            limit = MAX_UPLOAD
+            limit, too_long = MAX_UPLOAD, "A running server takes files of 256 MiB at most: stop it and import then."
             self.deadline = self.server.now + UPLOAD_SECONDS
-        if head.length > limit == MAX_UPLOAD:
-            raise BadRequest("A running server takes files of 256 MiB at most: stop it and import then.", 413)
         if head.length > limit:
-            raise BadRequest(f"The body is longer than {limit} bytes.", 413)
+            raise BadRequest(too_long, 413)
         if "expect" in head.headers and there < head.length:
             self._queue(b"HTTP/1.1 100 Continue\r\n\r\n", False, True)
 
@@ -4000,7 +3998,7 @@ class CertServer(http.server.HTTPServer):
             return
         fields = parse_object(handler.body)
         name, key, reason, who = (
-            str(fields.get(field, "")) for field in ("device_name", "product_key", "reason", "who")
+            str(fields.get(field) or "") for field in ("device_name", "product_key", "reason", "who")
         )
         why = ""
         try:
@@ -5994,7 +5992,7 @@ def _opened(link: str, folder: str) -> Iterator[None]:
 def _print_ready(server: CertServer) -> None:
     host, port = str(server.server_address[0]), server.server_port
     hosts = [f"[{host}]" if ":" in host else host]
-    if host in ("0.0.0.0", "::"):
+    if host in ("0.0.0.0", "::"):  # both are all addresses, and devices use IPv4
         hosts = ["127.0.0.1", *_lan_addresses()]
     print("Waiting for client request: " + "  ".join(f"http://{name}:{port}" for name in hosts), flush=True)
 

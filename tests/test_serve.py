@@ -626,12 +626,17 @@ def test_nobody_else_on_this_pc_can_read_the_store(server: StartServer, store: P
     assert {path.stat().st_mode & 0o077 for path in store.rglob("*")} == {0}
 
 
+VOID = b'{"device_name": "WCBX1KpeZUaLJ4d8jOCs", "reason": %s}'
+
+
 @pytest.mark.parametrize(
     ("operation", "body", "expected"),
     [
         ("destroy", b"{}", (400, "There is no such management request.")),
         ("void", b"[]", (400, "The body is not a JSON object.")),
         ("void", b"{}", (409, "There is no certificate of this DeviceName in the store: check the name.")),
+        ("void", VOID % b"null", (409, "A reason is needed: give it with --reason.")),
+        ("void", VOID % b'" "', (409, "A reason is needed: give it with --reason.")),
         ("import", b"{}\n", (400, "The import request is malformed.")),
         ("import", b'{"options": {"x": 1}, "files": []}\n', (400, "The import request is malformed.")),
         ("import", b'{"options": {}, "files": [["a", "b"]]}\n', (400, "The import request is malformed.")),
