@@ -2368,7 +2368,8 @@ class Store:
         try:
             os.fsync(self._journal)
         except OSError as error:
-            self.stop(f"The disk failed to keep a record ({error.strerror}): check the disk, and start again.")
+            # Until the PC restarts, the system may go on showing what is not on the disk.
+            self.stop(f"The disk failed to keep a record ({error.strerror}): check the disk, and restart this PC.")
             raise StoreUnavailable(self.broken) from None
         self._offset += len(data)
         self._committed = (self._codec.seq, self._codec.digest)
@@ -3334,9 +3335,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.connection = connection
         self.client_address = client_address
         self.server = server
-        self.station = str(client_address[0])
-        if self.station.startswith("::ffff:"):  # IPv4 over an IPv6 socket
-            self.station = self.station[7:]
+        self.station = plain_address(str(client_address[0]))
         self.deadline = server.now + REQUEST_SECONDS
         self.buffer: Union[bytes, bytearray] = b""
         self.head: Optional[Head] = None
@@ -3401,9 +3400,13 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                 self.buffer += data
             else:
                 self.buffer = bytearray(self.buffer) + data
-        except MemoryError:  # an import that is too large for this PC must not end the line
-            self.buffer = b""
-            self.refuse(BadRequest("This PC has no memory for so long a request: split the file.", 413))
+        except MemoryError:
+            self._refuse_for_memory()
+
+    def _refuse_for_memory(self) -> None:
+        """An import that is too large for this PC must not end the line."""
+        self.buffer = b""
+        self.refuse(BadRequest("This PC has no memory for so long a request: split the file.", 413))
 
     def run(self) -> None:
         """Run whole requests from the buffer, a bounded number in one turn."""
@@ -3418,6 +3421,9 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
                 head = self._take_request()
             except CertToolError as error:
                 self.refuse(error)
+                return
+            except MemoryError:
+                self._refuse_for_memory()
                 return
             if not head:
                 return
@@ -3457,7 +3463,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         start, end = self.body_start, self.body_start + head.length
         if len(buffer) < end:
             return None
-        self.body = bytes(buffer[start:end])
+        with memoryview(buffer) as view:  # a slice of the buffer itself would be one more copy of an import
+            self.body = bytes(view[start:end])
         self.buffer = buffer[end:]
         self.head = None
         return head
@@ -3703,7 +3710,7 @@ class CertServer(http.server.HTTPServer):
     sentences for the operator.
     """
 
-    allow_reuse_address = sys.platform != "win32"  # there it would let two servers share a port
+    allow_reuse_address = allow_reuse_port = False  # see _claim
     request_queue_size = BACKLOG
 
     def __init__(
@@ -3741,13 +3748,18 @@ class CertServer(http.server.HTTPServer):
         self._victims: Dict[str, Iterator[CertRequestHandler]] = {}  # by address, until the next sweep
         self._sweep_at = 0.0
         self.failing = ""  # why nothing can be recorded
+        host = plain_address(host)
         if ":" in host:
             self.address_family = socket.AF_INET6
         try:
             super().__init__((host, port), CertRequestHandler)
             self._listeners.append(self.socket)
             if not is_loopback(self.server_name) and self.server_name not in ("0.0.0.0", "::"):
-                self._listeners.append(socket.create_server(("127.0.0.1", self.server_port), backlog=BACKLOG))
+                own = socket.socket()
+                self._listeners.append(own)
+                _claim(own)
+                own.bind(("127.0.0.1", self.server_port))
+                own.listen(BACKLOG)
         except (OSError, OverflowError, TypeError) as error:
             raise CertToolError(_why_not_bound(host, port, error)) from None
         for listener in self._listeners:
@@ -3757,8 +3769,7 @@ class CertServer(http.server.HTTPServer):
 
     def server_bind(self) -> None:
         """Bind; the base class would ask DNS for our name, 30 s on a PC that has none."""
-        if sys.platform == "win32":
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        _claim(self.socket)
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # :: is all addresses, also on Windows
         socketserver.TCPServer.server_bind(self)
@@ -4106,6 +4117,19 @@ def _most_connections() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         return max(1, min(MAX_CONNECTIONS, soft - OTHER_FILES))
     return MAX_CONNECTIONS
+
+
+def _claim(listener: socket.socket) -> None:
+    """Let no other program share the port; one that has just ended does not count."""
+    if sys.platform == "win32":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+    else:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+def plain_address(address: str) -> str:
+    """Return a numeric address as IPv4 where an IPv6 socket has it wrapped."""
+    return address[7:] if address.startswith("::ffff:") else address
 
 
 def is_loopback(address: str) -> bool:
@@ -5861,8 +5885,8 @@ def _open_store(
         raise
     finally:
         progress.done()
-    for note in store.notes:
-        print(f"certtool: {printable(note)}", file=sys.stderr)
+        for note in store.notes:  # what was done stays done, also where the start then fails
+            print(f"certtool: {printable(note)}", file=sys.stderr)
     return store, state
 
 

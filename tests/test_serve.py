@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.server
 import io
 import json
 import os
@@ -250,7 +251,7 @@ def test_a_server_on_one_address_of_the_lan_is_reached_by_the_commands_of_its_pc
         assert b"200 OK" in client.recv(1000)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost", "::"])
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost", "::", "::ffff:127.0.0.1"])
 def test_a_server_on_any_address_of_this_pc_is_reached_by_its_commands(
     host: str, server: StartServer, store: Path, certtool: RunCerttool
 ) -> None:
@@ -498,6 +499,18 @@ def test_a_port_for_administrators_is_refused_in_a_sentence(monkeypatch: pytest.
     monkeypatch.setattr(program.CertServer, "server_bind", denied)
     with pytest.raises(program.CertToolError, match="Port 80 is not free for us: choose one above 1023"):
         program.CertServer("127.0.0.1", 80, print, print)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SO_REUSEPORT")
+def test_no_other_program_shares_the_port_whatever_the_standard_library_lets_its_servers_do(
+    monkeypatch: pytest.MonkeyPatch, lan: str
+) -> None:
+    monkeypatch.setattr(http.server.HTTPServer, "allow_reuse_port", True, raising=False)
+    with program.CertServer(lan, 0, print, print) as server, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, vars(socket)["SO_REUSEPORT"], 1)
+        for address in (lan, server.own_address):
+            with pytest.raises(OSError, match="in use"):
+                other.bind((address, server.server_port))
 
 
 def test_an_import_beside_the_server_needs_no_room_that_is_not_there(
