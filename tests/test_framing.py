@@ -584,3 +584,20 @@ def test_a_request_that_does_not_fit_into_memory_is_refused_and_the_line_goes_on
     assert (status, reply["Status"]) == (413, "BadRequest")
     assert "no memory" in reply["Message"]
     assert server.say(ask("small"))[0] == 200
+
+
+def test_a_request_for_whose_body_there_is_no_memory_is_refused_and_the_line_goes_on(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_: object) -> None:
+        raise MemoryError
+
+    server = inside()
+    with server.connect(ask("large")[:20]) as client, monkeypatch.context() as full:
+        server.turn()
+        full.setattr(certtool, "memoryview", no_memory, raising=False)
+        client.send(ask("large")[20:])
+        status, reply = server.answer(client)
+    assert (status, reply["Status"]) == (413, "BadRequest")
+    assert "no memory" in reply["Message"]
+    assert server.say(ask("small"))[0] == 200

@@ -294,6 +294,18 @@ def test_a_mirror_is_always_a_whole_copy_that_can_be_served(
     assert server(store=mirror).request(WIFI, "MAC-4") == given
 
 
+def test_what_a_start_has_mended_is_said_also_where_it_then_fails(
+    store: Path, mirror: Path, certtool: RunCerttool
+) -> None:
+    for folder in (store, mirror):
+        certtool("import", SAMPLE, "--data", folder)
+    with open(store / "journal.csv", "ab") as journal:
+        journal.write(b"3,half")
+    *notes, refused = certtool("serve", 0, "--data", store, "--mirror", mirror, ok=1).stderr.splitlines()
+    assert any("journal.csv ended in half a line" in note for note in notes)
+    assert "journal.csv is no copy of" in refused
+
+
 def test_a_mirror_that_is_behind_is_caught_up_at_the_start(store: Path, mirror: Path) -> None:
     with line(store, mirror=str(mirror)) as service:
         import_files(service, upload(list(rows(5))))

@@ -410,7 +410,7 @@ def test_after_a_failed_sync_nothing_is_recorded_until_a_restart_finds_what_is_o
     disk = failing(monkeypatch, {"fsync": RAISE})
     given = allocate(line.service, "B")
     after = snapshot(line.state)
-    with pytest.raises(StoreUnavailable, match="check the disk, and start again"):
+    with pytest.raises(StoreUnavailable, match="check the disk, and restart this PC"):
         line.service.commit()
     assert snapshot(line.state) == before
     disk.fault = lambda call: ""
