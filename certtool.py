@@ -3813,7 +3813,17 @@ class CertServer(http.server.HTTPServer):
         self._selector.close()
 
     def turn(self, poll_interval: float) -> None:
-        """One turn: see the section's head."""
+        """One turn: see the section's head. A defect outside of requests costs the connections, not the line."""
+        try:
+            self._turn(poll_interval)
+        except Exception as error:
+            self.unexpected(error)
+            for handler in list(self.connections):
+                handler.close()
+            for queue in (self.replies, self.again, self._ready, self._fresh):
+                queue.clear()
+
+    def _turn(self, poll_interval: float) -> None:
         busy = self._ready or self.again or any(job.can_go_on() for job in self.jobs)
         ready = self._selector.select(0 if busy else poll_interval)
         self._ready = _peer_by_peer([*self._ready, *ready]) if self._ready else deque(ready)

@@ -601,3 +601,21 @@ def test_a_request_for_whose_body_there_is_no_memory_is_refused_and_the_line_goe
     assert (status, reply["Status"]) == (413, "BadRequest")
     assert "no memory" in reply["Message"]
     assert server.say(ask("small"))[0] == 200
+
+
+def test_a_defect_outside_of_a_request_is_told_and_the_line_goes_on(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("top secret")
+
+    server = inside()
+    with server.connect(ask("first")) as unlucky, server.connect(ask("second")[:20]) as other:
+        with monkeypatch.context() as broken:
+            broken.setattr(certtool.CertRequestHandler, "send", crash)
+            assert server.receive(unlucky) == server.receive(other) == b""
+        assert [notice.split(",")[0] for notice in server.notices] == ["Please report: ZeroDivisionError in crash"]
+        given = server.say(ask("first"))
+        assert given[0] == 200
+        assert server.say(ask("first")) == given
+    assert server.journal.read_text().count(",first,") == 1

@@ -385,10 +385,10 @@ def test_after_a_failed_sync_nothing_is_acknowledged_until_a_restart(
     for device_id, action in (("MAC-1", 0), ("MAC-2", 0), ("before", 1)):
         assert refusal(server.say(ask(device_id, action=action))) == (503, "StoreUnavailable")
     assert server.say(ask("before"))[0] == 200, "this was durable before, and needs no record"
-    assert "check the disk, and start again" in server.server.failing, "the page says so until then"
+    assert "check the disk, and restart this PC" in server.server.failing, "the page says so until then"
     assert server.journal.read_bytes() == after
     assert len(server.notices) == 1
-    assert "check the disk, and start again" in server.notices[0]
+    assert "check the disk, and restart this PC" in server.notices[0]
 
 
 def test_a_reply_of_a_turn_whose_commit_fails_acknowledges_nothing_of_it(
