@@ -3325,8 +3325,8 @@ class RequestEvent(NamedTuple):
 class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     """One connection. `feed` takes what has arrived; `do_POST` and `do_GET` run over a whole request, never a part.
 
-    The base class reads and writes blocking streams; this one keeps its vocabulary (`command`, `path`, `headers`,
-    `do_...`) and leaves the streams to the loop.
+    The base class reads and writes blocking streams; this one keeps its vocabulary (`command`, `path`, `do_...`)
+    and leaves the streams to the loop.
     """
 
     server: CertServer
