@@ -5965,7 +5965,7 @@ def _look_for_server(folder: str) -> None:
 
 def _import_first(service: Service, uploads: Sequence[Upload]) -> None:
     report = _run_import(service, uploads, ImportOptions(who=_who()))
-    _print_report(report, sys.stdout)
+    _print_report(report)
     if not report.ok:
         raise Refused("Nothing was imported, so the server does not start: mend the file, or leave --import out.")
 
@@ -6076,7 +6076,7 @@ def run_import(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report.as_json()))
     else:
-        _print_report(report, sys.stdout)
+        _print_report(report)
     if report.ok:
         return 0
     if len(report.errors) == report.rejected:
@@ -6166,17 +6166,16 @@ def _run_import(service: Service, uploads: Sequence[Upload], how: ImportOptions)
         job.close()
 
 
-def _print_report(report: ImportReport, stream: IO[str]) -> None:
+def _print_report(report: ImportReport) -> None:
     for error in report.errors:
         print(f"{printable(error['file'])}:{error['line']}: {error['message']}", file=sys.stderr)
     would = "would be " if report.dry_run else ""
     print(
         f"{report.read:,} rows read: {report.imported:,} {would}imported, {report.duplicates:,} in the store already, "
-        f"{report.rejected:,} rejected.",
-        file=stream,
+        f"{report.rejected:,} rejected."
     )
     if report.ignored:
-        print(f"Columns not used: {printable(', '.join(report.ignored))}.", file=stream)
+        print(f"Columns not used: {printable(', '.join(report.ignored))}.")
 
 
 def _ask_server(
