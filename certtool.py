@@ -5648,7 +5648,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return _fail(f"This is Python {sys.version_info[0]}.{sys.version_info[1]}: certtool needs 3.8 or newer.", 1)
     if crc32_warning:
         print(f"certtool: {crc32_warning}", file=sys.stderr)
-    gc.set_threshold(100_000)  # a million rows make no garbage that only a search would find
+    gc.set_threshold(100_000)  # garbage that only a search finds: a million rows make none, requests only by an error
     code = 1
     try:
         options = _parser().parse_args(arguments)
@@ -5930,7 +5930,6 @@ def run_serve(options: argparse.Namespace) -> int:
                 _announce(server, store)
                 _on_signals(server.stop)
                 gc.freeze()  # the state lives as long as the process: do not search a million strings for garbage
-                gc.set_threshold(100_000)  # requests leave none but by an error
                 _print_start(store, state)
                 page = None if options.no_page else _serve_page(server)
                 _print_ready(server)
