@@ -6051,15 +6051,8 @@ def _lan_addresses() -> List[str]:
 def run_import(options: argparse.Namespace) -> int:
     """Import files, here or through the server that runs on the store."""
     try:
-        how = ImportOptions(
-            options.batch,
-            options.product_key,
-            options.product_secret,
-            options.product_id,
-            options.skip_bad,
-            options.dry_run,
-            _who(),
-        )
+        texts = (options.batch, options.product_key, options.product_secret, options.product_id)
+        how = ImportOptions(*texts, options.skip_bad, options.dry_run, _who())
         column, reason = how.wrong()
         if reason:
             raise UsageError(f"{OPTIONAL_FROM[column]}: {reason}")
