@@ -5560,15 +5560,14 @@ class LineReport:
     def as_json(self) -> Dict[str, Any]:
         """Rate in answers a second, latencies in milliseconds, and how many certificates two devices got."""
         ordered = sorted(self.latencies) or [0.0]
-        latency = {
-            f"p{part}": 1000 * ordered[min(len(ordered) * part // 100, len(ordered) - 1)] for part in (50, 90, 99)
-        }
+        places = {f"p{part}": len(ordered) * part // 100 for part in (50, 90, 99)}
+        places["max"] = len(ordered) - 1
         return {
             "answers": len(self.latencies),
             "failures": self.failures,
             "seconds": round(self.seconds, 3),
             "rate": round(len(self.latencies) / max(self.seconds, 1e-9), 1),
-            "latency_ms": {name: round(value, 2) for name, value in {**latency, "max": 1000 * ordered[-1]}.items()},
+            "latency_ms": {name: round(1000 * ordered[place], 2) for name, place in places.items()},
             "certificates": len(self.devices),
             "duplicates": sum(len(devices) > 1 for devices in self.devices.values()),
         }
