@@ -5548,12 +5548,12 @@ def _one_line(text: object) -> str:
 
 
 class LineReport:
-    """What a played line saw: each answer's latency in seconds, refusals by text, devices by certificate."""
+    """What a played line saw: each answer's latency in seconds, refusals by text, devices by DeviceName."""
 
     def __init__(self) -> None:
         self.latencies: List[float] = []
         self.failures: Dict[str, int] = {}
-        self.devices: Dict[Tuple[str, str], List[str]] = {}
+        self.devices: Dict[str, List[str]] = {}
         self.seconds = 0.0
         self.interrupted = False
 
@@ -5601,7 +5601,7 @@ def play_line(station: Station, product_key: str, prefix: str, count: int, stati
             else:
                 with guard:
                     result.latencies.append(took)
-                    result.devices.setdefault((product_key, answer["DeviceName"]), []).append(device_id)
+                    result.devices.setdefault(answer["DeviceName"], []).append(device_id)
 
     threads = [threading.Thread(target=work) for _ in range(min(stations, count))]
     began = time.perf_counter()
