@@ -4744,7 +4744,7 @@ function drawReport(answer, preview) {
   if (!preview && file) parts.push(note(`${t("file")}: ${file.name}`));
   if (answer.ignored.length) parts.push(note(t("ignored", answer.ignored.join(", "))));
   if (answer.errors.length) {
-    const rows = h("tbody"), more = h("button", { type: "button" });
+    const rows = h("tbody");
     let place = 0;
     const grow = () => {
       for (const error of answer.errors.slice(place, place + MORE))
@@ -4753,7 +4753,7 @@ function drawReport(answer, preview) {
       more.textContent = t("more", number(answer.errors.length - place));
       more.hidden = place >= answer.errors.length;
     };
-    more.addEventListener("click", grow);
+    const more = button({ onclick: grow }, "");
     grow();
     parts.push(fail(t("mend")), h("table", { id: "bad" }, h("thead", {}, h("tr", {},
       h("th", { scope: "col" }, t("row")), h("th", { scope: "col" }, t("problem")))), rows), more);
@@ -4761,7 +4761,7 @@ function drawReport(answer, preview) {
   if (preview && good && answer.errors.length === answer.rejected) {
     const bad = answer.rejected > 0, label = t(bad ? "importGood" : "importAll", number(good));
     parts.push(h("div", { class: "actions" },
-      h("button", { class: bad ? "" : "main", id: "import", type: "button", onclick: () => add(bad) }, label)));
+      button({ class: bad ? "" : "main", id: "import", onclick: () => add(bad) }, label)));
   }
   $("report").replaceChildren(...parts);
 }
