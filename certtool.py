@@ -438,7 +438,6 @@ SAME = ""
 FORCED_RELEASE = "release --force"
 Cell = Union[str, CertToolError]
 
-
 _NO_DEVICE = UnknownDevice("This DeviceID holds no certificate of this product: request one before reporting.")
 _VOIDED = Voided("The certificate of this DeviceID was voided: ask the line's operator.")
 _NOT_ALLOCATED = Refused("It is not allocated: there is nothing to release.")

@@ -44,7 +44,6 @@ for path in sys.argv[1:]:
 MILLION = 1_000_000  # the size that the goals are for
 LOOKS = 300  # queries to a running server
 
-
 BARE, OURS, SQLITE = "csv.reader", "certtool", "SQLite"
 FREE, HELD = "all free", "all allocated"
 IMPORT = "import"
