@@ -1087,13 +1087,11 @@ class IdentityFile:
         self._pick = operator.itemgetter(*places)
         self._plain = self._plain_pattern(places)
 
-    def rows(self) -> Iterator[Row]:
-        """Yield each row that is not blank. A bad one never hides the rows after it."""
-        for block in self.blocks():
-            yield from block.rows() if isinstance(block, PlainRows) else block
-
     def blocks(self) -> Iterator[Union[PlainRows, List[Row]]]:
-        """Yield the `rows` some hundreds at a time: where all are plain and right as columns, which is far quicker."""
+        """Yield the rows that are not blank, some hundreds at a time; a bad one never hides those after it.
+
+        Where all are plain and right they come as columns, which is far quicker.
+        """
         while True:
             if not self._pending:
                 text = self._next_block()

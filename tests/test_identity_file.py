@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import certtool
-from certtool import COLUMNS, BadFile, Credential, IdentityFile, check_field, sniff_encoding
+from certtool import COLUMNS, BadFile, Credential, IdentityFile, PlainRows, check_field, sniff_encoding
 from tests.support import SAMPLE
 
 HEADER = "ProductKey,DeviceName,DeviceSecret"
@@ -38,9 +38,14 @@ def identity_file(data: bytes, options: Optional[Mapping[str, str]] = None) -> I
             return IdentityFile(io.BytesIO(data), found.value, options or {})
 
 
-def read(data: bytes, options: Optional[Mapping[str, str]] = None) -> List[Tuple[int, Any]]:
+def rows_of(file: IdentityFile) -> List[Tuple[int, Any]]:
     """Return the rows of a file: line number, and the certificate or the reason against it."""
-    return list(identity_file(data, options).rows())
+    return [row for block in file.blocks() for row in (block.rows() if isinstance(block, PlainRows) else block)]
+
+
+def read(data: bytes, options: Optional[Mapping[str, str]] = None) -> List[Tuple[int, Any]]:
+    """Open a file and return its rows."""
+    return rows_of(identity_file(data, options))
 
 
 def refusal(data: bytes, options: Optional[Mapping[str, str]] = None) -> Tuple[int, str]:
@@ -55,7 +60,7 @@ def refusal(data: bytes, options: Optional[Mapping[str, str]] = None) -> Tuple[i
 
 def test_the_sample_has_twenty_certificates_and_no_fault() -> None:
     file = identity_file(SAMPLE.read_bytes())
-    rows = list(file.rows())
+    rows = rows_of(file)
     assert [line for line, _ in rows] == list(range(2, 22))
     assert all(isinstance(row, Credential) for _, row in rows)
     assert file.ignored == []
@@ -67,7 +72,7 @@ def test_the_sample_has_twenty_certificates_and_no_fault() -> None:
 def test_every_encoding_separator_and_line_end_is_read(encoding: str, separator: str, end: str) -> None:
     lines = [f"id,{HEADER},备注", f"1,{GOOD},一号灯", "", "3,a1Key,lamp-0002,hush0002,", f"4,{GOOD[:-1]} ,坏"]
     file = identity_file(ENCODINGS[encoding](end.join(lines).replace(",", separator)))
-    first, second, third = file.rows()
+    first, second, third = rows_of(file)
     assert (first, second) == ((2, PLAIN), (4, PLAIN._replace(device_name="lamp-0002", device_secret="hush0002")))
     assert third[0] == 5
     assert "DeviceSecret" in str(third[1])
@@ -207,7 +212,7 @@ def test_a_mangled_cell_is_refused_among_rows_that_are_read_many_at_once(
 ) -> None:
     monkeypatch.setattr(certtool, "IMPORT_SLICE", 1)
     blocks = list(identity_file(f"{HEADER}\r\n{GOOD}\r\na1Key,lamp-0002,{cell}\r\n".encode()).blocks())
-    assert isinstance(blocks[0], certtool.PlainRows)
+    assert isinstance(blocks[0], PlainRows)
     assert blocks[0].rows() == [(2, PLAIN)]
     assert isinstance(blocks[1], list)
     ((line, reason),) = blocks[1]
@@ -367,7 +372,7 @@ def test_any_bytes_are_read_or_refused_and_the_short_way_agrees_with_the_long_on
                 file = identity_file(data, {"ProductKey": "a1Key"})
                 if long_way:
                     file._plain = lambda text: None
-                results.append(list(file.rows()))
+                results.append(rows_of(file))
             except BadFile as refused:
                 results.append((refused.line, str(refused)))
     assert results == [results[0]] * len(results)
