@@ -5771,7 +5771,9 @@ def _add_asking_commands(add: AddCommand) -> None:
 
     request = add("request", run_request, "Ask a server for a certificate, as a station does, and check the answer.")
     request.add_argument("product_key", metavar="PRODUCT_KEY")
-    request.add_argument("device_id", metavar="DEVICE_ID", nargs="?", default="", help="none: the server makes one up")
+    request.add_argument(
+        "device_id", type=_device_id, metavar="DEVICE_ID", nargs="?", default="", help="none: the server makes one up"
+    )
     request.add_argument("--server", required=True, type=_server, metavar="HOST[:PORT]", help="default port 8000")
     request.add_argument("--report", choices=("ok", "failed"), default="", help="then report the burn")
     request.add_argument("--show-secrets", action="store_true", help="do not mask ProductSecret and DeviceSecret")
@@ -5816,6 +5818,12 @@ def _stations(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= 1000:
         raise argparse.ArgumentTypeError("a number of stations is from 1 to 1000")
     return int(text)
+
+
+def _device_id(text: str) -> str:
+    if text and not text.strip():  # a scan that failed must not take a fresh certificate
+        raise argparse.ArgumentTypeError("white space alone: leave it out for a device that has none")
+    return text.strip()
 
 
 def _server(text: str) -> Tuple[str, int]:
@@ -6240,7 +6248,7 @@ def _who() -> str:
 def run_request(options: argparse.Namespace) -> int:
     """Be a station, or many of them."""
     wrong = "" if _KEY.fullmatch(options.product_key) else "PRODUCT_KEY"
-    if not _DEVICE_ID.fullmatch(options.device_id.strip()):
+    if not _DEVICE_ID.fullmatch(options.device_id):
         wrong = "DEVICE_ID"
     if wrong:
         raise UsageError(f"{wrong} is not 1-{FIELD_LENGTH} printable ASCII characters.")
@@ -6249,11 +6257,11 @@ def run_request(options: argparse.Namespace) -> int:
 
 
 def _request_one(options: argparse.Namespace, station: Station) -> int:
-    answer = station.request(options.product_key, options.device_id.strip())
+    answer = station.request(options.product_key, options.device_id)
     reported = None
     try:
         if options.report:
-            device_id = answer.get("DeviceID") or options.device_id.strip()  # the vendor's server may tell none
+            device_id = answer.get("DeviceID") or options.device_id  # the vendor's server may tell none
             station.report(options.product_key, device_id, options.report == "ok")
             reported = options.report
     finally:  # the certificate is taken, whatever became of the report
@@ -6273,7 +6281,7 @@ def _print_answer(options: argparse.Namespace, answer: Dict[str, Any], reported:
 
 
 def _play(options: argparse.Namespace, station: Station) -> int:
-    prefix = options.device_id.strip() or "line-" + secrets.token_hex(4)
+    prefix = options.device_id or "line-" + secrets.token_hex(4)
     played = play_line(station, options.product_key, prefix, options.count, options.stations, options.report)
     report = played.as_json()
     if options.json:

@@ -220,6 +220,7 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_1(certtool: RunCerttool
         ["k" * 65, "--server", "127.0.0.1:1"],
         [KEY, "x" * 65, "--server", "127.0.0.1:1"],
         [KEY, "M\u00c4C", "--server", "127.0.0.1:1"],
+        [KEY, " \t", "--server", "127.0.0.1:1"],
         [KEY, "D", "--server", "127.0.0.1:1", "--report", "maybe"],
         [KEY, "D", "--server", "127.0.0.1:1", "--count", "0"],
         [KEY, "D", "--server", "127.0.0.1:1", "--count", "1", "--stations", "0"],
