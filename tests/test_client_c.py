@@ -18,7 +18,7 @@ import pytest
 
 from tests import hostile
 from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, need
-from tests.vectorset import Answer, Play, Vector, content, load
+from tests.vectorset import Answer, Play, Vector, content, load, name_of
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -128,10 +128,6 @@ def replay(program: Program, args: Sequence[object], files: Iterable[Path], **en
     return [(reply(line), int(count)) for line, count in zip(lines[::2], lines[1::2])]
 
 
-def names(vector: Vector) -> str:
-    return str(vector["name"])
-
-
 # ---- The build -------------------------------------------------------------------------------------------------------
 
 
@@ -187,7 +183,7 @@ def test_the_sdk_calls_nothing_but_its_platform_layer_and_what_every_compiler_ne
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["kept running", "killed before every step"])
-@pytest.mark.parametrize("script", load("states.json"), ids=names)
+@pytest.mark.parametrize("script", load("states.json"), ids=name_of)
 def test_every_row_of_the_state_table(
     build: Build, script: Vector, killed: bool, store: Path, server: StartServer, certtool: RunCerttool
 ) -> None:

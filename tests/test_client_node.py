@@ -16,7 +16,7 @@ import pytest
 
 from tests import hostile, identities
 from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, missing, need
-from tests.vectorset import Answer, Play, Vector, content, load
+from tests.vectorset import Answer, Play, Vector, content, load, name_of
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -115,12 +115,8 @@ def replying(reply: bytes) -> Iterator[hostile.Hostile]:
         yield server
 
 
-def names(vector: Vector) -> str:
-    return str(vector["name"])
-
-
 @pytest.mark.parametrize("killed", [False, True], ids=["kept running", "killed before every report"])
-@pytest.mark.parametrize("script", load("states.json"), ids=names)
+@pytest.mark.parametrize("script", load("states.json"), ids=name_of)
 def test_every_row_of_the_state_table(
     station: Station, script: Vector, killed: bool, store: Path, server: StartServer, certtool: RunCerttool
 ) -> None:
@@ -198,7 +194,7 @@ def test_a_report_is_repeated_until_it_is_acknowledged(station: Station, kind: s
         assert json.loads(server.requests[-1].decode()) == sent
 
 
-@pytest.mark.parametrize("vector", load("replies.json"), ids=names)
+@pytest.mark.parametrize("vector", load("replies.json"), ids=name_of)
 def test_a_reply_is_taken_or_refused_as_every_client_must(station: Station, vector: Vector) -> None:
     with replying(hostile.http(content(vector), status=f"{vector['http']} Some")) as server:
         if vector["Action"]:

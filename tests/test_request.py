@@ -17,17 +17,13 @@ import pytest
 import certtool as product
 from tests import hostile
 from tests.support import SAMPLE, RunCerttool, Server, StartServer
-from tests.vectorset import Answer, Play, Vector, content, load
+from tests.vectorset import Answer, Play, Vector, content, load, name_of
 
 KEY = "a1SampleWf0"
 SLACK = 3.0  # seconds that a busy machine may add to a time limit
 
 with SAMPLE.open(encoding="utf-8", newline="") as file:
     FIRST = next(csv.DictReader(file))
-
-
-def names(vector: Vector) -> str:
-    return str(vector["name"])
 
 
 def ask(server: Server, product_key: str, device_id: Optional[str], action: int) -> Answer:
@@ -50,7 +46,7 @@ def patient(monkeypatch: pytest.MonkeyPatch, seconds: float, attempts: int) -> N
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("script", load("states.json"), ids=names)
+@pytest.mark.parametrize("script", load("states.json"), ids=name_of)
 def test_a_station_sees_every_row_of_the_state_table(
     script: Vector, store: Path, server: StartServer, certtool: RunCerttool
 ) -> None:
@@ -94,7 +90,7 @@ def test_a_station_without_a_device_id_asks_once_since_each_request_may_take_a_c
         assert server.connections == 1
 
 
-@pytest.mark.parametrize("vector", load("replies.json"), ids=names)
+@pytest.mark.parametrize("vector", load("replies.json"), ids=name_of)
 def test_a_station_takes_or_refuses_a_reply_as_every_client_must(
     vector: Vector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

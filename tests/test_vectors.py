@@ -10,11 +10,7 @@ from typing import Optional
 import pytest
 
 from tests.support import SAMPLE, RunCerttool, Server, StartServer
-from tests.vectorset import Answer, Play, Vector, content, load
-
-
-def names(vector: Vector) -> str:
-    return str(vector["name"])
+from tests.vectorset import Answer, Play, Vector, content, load, name_of
 
 
 def ask(server: Server, product_key: str, device_id: Optional[str], action: int) -> Answer:
@@ -22,7 +18,7 @@ def ask(server: Server, product_key: str, device_id: Optional[str], action: int)
     return Answer(reply["Status"], reply, http)
 
 
-@pytest.mark.parametrize("vector", load("payloads.json"), ids=names)
+@pytest.mark.parametrize("vector", load("payloads.json"), ids=name_of)
 def test_the_checksum_of_a_payload_is_the_one_that_devices_compute(vector: Vector, certtool: RunCerttool) -> None:
     fields = [vector[name] for name in ("pk", "dn", "ds", "ps", "product_id")]
     assert zlib.crc32("".join(fields).encode()) == vector["crc32_int"] == int(vector["crc32"], 16)
@@ -59,7 +55,7 @@ def test_a_request_is_not_echoed_into_its_refusal(server: StartServer) -> None:
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("killed", [False, True], ids=["kept running", "killed before every report"])
-@pytest.mark.parametrize("script", load("states.json"), ids=names)
+@pytest.mark.parametrize("script", load("states.json"), ids=name_of)
 def test_every_row_of_the_state_table(
     script: Vector, killed: bool, store: Path, server: StartServer, certtool: RunCerttool
 ) -> None:

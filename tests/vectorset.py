@@ -19,6 +19,11 @@ def load(name: str) -> List[Vector]:
     return vectors
 
 
+def name_of(vector: Vector) -> str:
+    """Return what a parametrized test shows of a vector."""
+    return str(vector["name"])
+
+
 def content(vector: Vector) -> bytes:
     """Return the bytes of a body or reply."""
     if "hex" in vector:
