@@ -112,6 +112,17 @@ def files(folder: Path) -> Dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+def lines_of(change: Callable[[List[bytes]], object]) -> Callable[[bytes], bytes]:
+    """A damage that changes the list of lines."""
+
+    def damage(data: bytes) -> bytes:
+        lines = data.splitlines(keepends=True)
+        change(lines)
+        return b"".join(lines)
+
+    return damage
+
+
 def undo(state: State, steps: Sequence[Optional[Undo]]) -> None:
     """Take back the latest events, the last one first."""
     for step in reversed(steps):

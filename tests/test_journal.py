@@ -38,7 +38,7 @@ from certtool import (
     format_time,
     parse_times,
 )
-from tests.stores import STATION, Opened, files, import_files, open_store, read_store, snapshot, upload
+from tests.stores import STATION, Opened, files, import_files, lines_of, open_store, read_store, snapshot, upload
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=20)
 CELL = TEXT | st.sampled_from(["=1+1", "'", "''=", '"', "-", "a,b", "\r\n", " ", "@x\n", '=cmd|"/c"!A1'])
@@ -457,25 +457,14 @@ def test_an_import_file_with_any_byte_changed_is_refused_by_name(small: Small) -
             way(small.folder)
 
 
-def relined(change: Callable[[List[bytes]], object]) -> Callable[[bytes], bytes]:
-    """A damage that changes the list of lines."""
-
-    def damage(data: bytes) -> bytes:
-        lines = data.splitlines(keepends=True)
-        change(lines)
-        return b"".join(lines)
-
-    return damage
-
-
 DAMAGES: Dict[str, Callable[[bytes], bytes]] = {
-    "line 4 dropped": relined(lambda lines: lines.pop(3)),
-    "line 5 doubled": relined(lambda lines: lines.insert(4, lines[4])),
-    "the last line doubled": relined(lambda lines: lines.append(lines[-1])),
-    "lines 4 and 5 swapped": relined(lambda lines: lines.insert(3, lines.pop(4))),
-    "the header dropped": relined(lambda lines: lines.pop(0)),
+    "line 4 dropped": lines_of(lambda lines: lines.pop(3)),
+    "line 5 doubled": lines_of(lambda lines: lines.insert(4, lines[4])),
+    "the last line doubled": lines_of(lambda lines: lines.append(lines[-1])),
+    "lines 4 and 5 swapped": lines_of(lambda lines: lines.insert(3, lines.pop(4))),
+    "the header dropped": lines_of(lambda lines: lines.pop(0)),
     "an empty line at the end": lambda data: data + b"\n",
-    "an empty line in the middle": relined(lambda lines: lines.insert(4, b"\n")),
+    "an empty line in the middle": lines_of(lambda lines: lines.insert(4, b"\n")),
     "saved with CRLF": lambda data: data.replace(b"\n", b"\r\n"),
     "saved with CR": lambda data: data[:-1].replace(b"\n", b"\r") + b"\n",
     "saved with BOM": lambda data: b"\xef\xbb\xbf" + data,

@@ -19,22 +19,11 @@ from certtool import Service, State, Store, StoreError
 from tests.faults.oracle import Oracle, Tally, judged
 from tests.faults.test_disk import TURNS, play
 from tests.identities import rows
-from tests.stores import files, import_files, upload
+from tests.stores import files, import_files, lines_of, upload
 from tests.support import RunCerttool, StartServer, need, no_secret
 
 NewTally = Callable[[str], Tally]
 SECRET = "0012345678901234567890"  # which a spreadsheet would take for a number
-
-
-def lines_of(change: Callable[[List[bytes]], object]) -> Callable[[bytes], bytes]:
-    """A damage that changes the list of lines."""
-
-    def damage(data: bytes) -> bytes:
-        lines = data.splitlines(keepends=True)
-        change(lines)
-        return b"".join(lines)
-
-    return damage
 
 
 DAMAGES: Dict[str, Callable[[bytes], bytes]] = {
