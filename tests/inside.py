@@ -12,8 +12,9 @@ from typing import Any, Iterator, List
 import pytest
 
 import certtool
-from certtool import CertServer, ImportOptions, ImportReport, RequestEvent, Service, State, Store, Upload
+from certtool import CertServer, ImportReport, RequestEvent, Service, State, Store, Upload
 from tests import identities
+from tests.stores import import_files
 from tests.wire import Reply, replies
 
 PATIENCE = 10.0  # seconds for what should take milliseconds
@@ -40,13 +41,7 @@ class Inside:
 
     def add(self, path: Path) -> ImportReport:
         """Import a file at once."""
-        job = self.server.service.import_files([Upload.of(path.name, path.read_bytes())], ImportOptions())
-        while True:
-            try:
-                next(job)
-            except StopIteration as done:
-                report: ImportReport = done.value
-                return report
+        return import_files(self.server.service, Upload.of(path.name, path.read_bytes()))
 
     @contextlib.contextmanager
     def connect(self, data: bytes = b"") -> Iterator[socket.socket]:
