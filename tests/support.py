@@ -67,6 +67,12 @@ def no_secret(text: str) -> None:
     assert not found, f"The secret {found[0]} is in:\n{text}"
 
 
+def listed(certtool: RunCerttool, store: Path, *filters: object) -> List[Dict[str, str]]:
+    """Return what `query` tells of the certificates that pass the filters."""
+    rows: List[Dict[str, str]] = json.loads(certtool("query", *filters, "--format", "json", "--data", store).stdout)
+    return rows
+
+
 def missing(reason: str) -> NoReturn:
     """Skip the test and say why; fail it in CI, where nothing may be missing."""
     if os.environ.get("CI"):

@@ -17,7 +17,7 @@ from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequenc
 import pytest
 
 from tests import hostile
-from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, need
+from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, listed, need
 from tests.vectorset import Answer, Play, Vector, content, load, name_of
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -606,7 +606,7 @@ def shown(pk: str, dn: str, ds: str, ps: str) -> str:
 
 
 def state_of(certtool: RunCerttool, store: Path, name: str) -> Tuple[str, str]:
-    [found] = json.loads(certtool("query", name, "--format", "json", "--data", store).stdout)
+    [found] = listed(certtool, store, name)
     return found["Status"], found["DeviceID"]
 
 

@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterator, List, Optional
 import pytest
 
 from tests import hostile, identities
-from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, missing, need
+from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, listed, missing, need
 from tests.vectorset import Answer, Play, Vector, content, load, name_of
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -272,7 +272,7 @@ def test_the_result_is_success_unless_given(server: StartServer, certtool: RunCe
     running.request(KEY, "MAC-0001")
     code = "require(process.argv[1]).send_burn_result_by_did(process.argv[2], process.argv[3], 'MAC-0001')"
     run_node(code, SDK, f"127.0.0.1:{running.port}", KEY)
-    [found] = json.loads(certtool("query", "--device-id", "MAC-0001", "--data", store, "--format", "json").stdout)
+    [found] = listed(certtool, store, "--device-id", "MAC-0001")
     assert found["Status"] == "Written"
 
 
@@ -403,7 +403,7 @@ def test_test_js_shows_two_certificates_and_reports_both_as_burnt(
     printed = run_test_js(f"127.0.0.1:{running.port}", "a1SampleBt0", node=node)
     assert sorted(what for what, _ in printed) == ["Burn", "Burn", "DevInfo", "DevInfo"]
     assert {fields["Status"] for _, fields in printed} == {"OK"}
-    found = json.loads(certtool("query", "--status", "Written", "--data", store, "--format", "json").stdout)
+    found = listed(certtool, store, "--status", "Written")
     names_shown = {fields["DeviceName"] for what, fields in printed if what == "DevInfo"}
     assert {row["DeviceName"] for row in found} == names_shown
 

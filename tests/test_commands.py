@@ -21,7 +21,7 @@ import certtool as program
 from certtool import Refused
 from tests import identities
 from tests.pages import PageClient
-from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, StartServer, child_env, no_traceback
+from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, StartServer, child_env, listed, no_traceback
 
 WIFI, BLUETOOTH = "a1SampleWf0", "a1SampleBt0"
 COLUMNS = ["DeviceName", "ProductKey", "ProductID", "Batch", "Status", "DeviceID", "Station"]
@@ -54,11 +54,6 @@ def once_used(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def used(once_used: Path, store: Path) -> Path:
     """A store with certificates in each state, and no server on it any more."""
     return Path(shutil.copytree(once_used, store))
-
-
-def listed(certtool: RunCerttool, store: Path, *filters: object) -> List[Dict[str, str]]:
-    rows: List[Dict[str, str]] = json.loads(certtool("query", *filters, "--format", "json", "--data", store).stdout)
-    return rows
 
 
 def sentence(text: str) -> str:

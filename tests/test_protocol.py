@@ -20,7 +20,7 @@ import certtool
 from certtool import REQUEST_SECONDS, BadRequest, CertRequestHandler, parse_object, parse_request
 from tests import identities
 from tests.inside import PATIENCE, Inside
-from tests.support import SAMPLE, RunCerttool, Server, StartServer, raw
+from tests.support import SAMPLE, RunCerttool, Server, StartServer, listed, raw
 from tests.wire import Reply, ask, has_ipv6, post, replies, split
 
 WIFI = ("a1SampleWf0", "WCBX1KpeZUaLJ4d8jOCs", "4bWYTI6wLqeeHq1PkCJVuoYqLRqrxZKi", "0lR8acRYSi4MDF8k")
@@ -165,7 +165,7 @@ def test_a_device_without_an_id_gets_one_made_up_with_which_its_burn_is_reported
         assert again == (200, reply), "also a made-up id keeps its certificate"
     assert len(set(made_up)) == 3
     assert all(re.fullmatch(r"[!-~]{1,64}", device_id) for device_id in made_up)
-    written = json.loads(certtool("query", "--status", "written", "--format", "json", "--data", store).stdout)
+    written = listed(certtool, store, "--status", "written")
     assert [row["DeviceID"] for row in written] == made_up
 
 
@@ -185,7 +185,7 @@ def test_a_device_keeps_its_certificate_whatever_it_reports_and_however_often(
         assert acknowledged == (200, {"ProductKey": "a1SampleWf0", "DeviceID": "MAC-1", "Status": "OK"})
         before = (store / "journal.csv").read_bytes()
         assert running.request("a1SampleWf0", "MAC-1") == first
-        [row] = json.loads(certtool("query", "--device-id", "MAC-1", "--format", "json", "--data", store).stdout)
+        [row] = listed(certtool, store, "--device-id", "MAC-1")
         assert row["Status"] == ("Written" if action == 1 else "Allocated")
         line = (store / "journal.csv").read_bytes()[len(before) :].split(b",")
         assert line[2] == (b"rerequest" if action == 1 else b"allocate"), "what the operator should see is recorded"

@@ -16,7 +16,7 @@ import pytest
 
 import certtool as product
 from tests import hostile
-from tests.support import SAMPLE, RunCerttool, Server, StartServer
+from tests.support import SAMPLE, RunCerttool, Server, StartServer, listed
 from tests.vectorset import Answer, Play, Vector, content, load, name_of
 
 KEY = "a1SampleWf0"
@@ -147,7 +147,7 @@ def test_the_burn_is_reported_as_asked(
     identity = [device] if device else []
     options = ["--report", report] if report else []
     got = json.loads(certtool("request", KEY, *identity, "--server", at, "--json", *options).stdout)
-    found = json.loads(certtool("query", got["DeviceName"], "--data", store, "--format", "json").stdout)
+    found = listed(certtool, store, got["DeviceName"])
     assert [(row["Status"], row["DeviceID"]) for row in found] == [(status, device or got["DeviceID"])]
 
 
@@ -237,7 +237,7 @@ def test_a_played_line_gives_every_device_a_certificate_of_its_own(
     assert (played["answers"], played["certificates"], played["duplicates"], played["failures"]) == (10, 10, 0, {})
     assert played["rate"] > 0
     assert 0 < played["latency_ms"]["p50"] <= played["latency_ms"]["p99"] <= played["latency_ms"]["max"]
-    found = json.loads(certtool("query", "--product-key", KEY, "--data", store, "--format", "json").stdout)
+    found = listed(certtool, store, "--product-key", KEY)
     assert {row["Status"] for row in found} == {"Written" if report else "Allocated"}
     assert len({row["DeviceID"] for row in found}) == 10
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Generator, Iterator, List, Mapping, Sequence, Tuple
 
 import pytest
 
@@ -26,7 +26,7 @@ from tests import identities
 from tests.identities import PRODUCT
 from tests.inside import PATIENCE, Inside
 from tests.stations import Stations
-from tests.support import CERTTOOL, ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, no_traceback, raw
+from tests.support import CERTTOOL, ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, listed, no_traceback, raw
 from tests.wire import Reply, ask, has_ipv6, post, replies
 
 WIFI = "a1SampleWf0"
@@ -42,12 +42,6 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An identity file whose import takes long enough that something can come in between: 600,000 certificates."""
     return identities.write(tmp_path_factory.mktemp("huge") / "huge.csv", 600_000, "a1HugePk000")
-
-
-def listed(certtool: RunCerttool, store: Path, *filters: object) -> List[Dict[str, str]]:
-    done = certtool("query", *filters, "--format", "json", "--data", store)
-    rows: List[Dict[str, str]] = json.loads(done.stdout)
-    return rows
 
 
 def until(true: Any, what: str) -> None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer
+from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, listed
 
 Vector = Dict[str, Any]
 
@@ -109,5 +109,5 @@ class Play:
 
     def _query(self, step: Vector) -> None:
         name = self.rows[step["certificate"]]["DeviceName"]
-        [found] = json.loads(self.run("query", name, "--format", "json", "--data", self.store).stdout)
+        [found] = listed(self.run, self.store, name)
         assert (found["Status"], found["DeviceID"] or "") == (step["state"], step["device"])
