@@ -497,6 +497,7 @@ def append(path: Path) -> None:
 
 MEDDLING: Dict[str, Callable[[Path], object]] = {
     "replaced": replace,
+    "moved aside": move_aside,
     "removed": Path.unlink,
     "longer": append,
     "shorter": lambda path: os.truncate(path, path.stat().st_size - 1),
@@ -504,8 +505,11 @@ MEDDLING: Dict[str, Callable[[Path], object]] = {
 }
 
 
-def meddled(line: Opened, store: Path, meddle: Callable[[Path], object]) -> None:
-    """Nothing is recorded in a journal that another program changed."""
+@posix_only
+@pytest.mark.parametrize("meddle", MEDDLING.values(), ids=MEDDLING)
+def test_a_journal_that_another_program_changed_is_not_written_to_any_more(
+    meddle: Callable[[Path], object], line: Opened, store: Path
+) -> None:
     before = snapshot(line.state)
     meddle(store / "journal.csv")
     on_disk = files(store)
@@ -515,19 +519,6 @@ def meddled(line: Opened, store: Path, meddle: Callable[[Path], object]) -> None
     with pytest.raises(StoreUnavailable, match=r"Another program changed journal\.csv"):
         allocate(line.service, "B")
     assert (snapshot(line.state), files(store)) == (before, on_disk)
-
-
-@posix_only
-@pytest.mark.parametrize("meddle", MEDDLING.values(), ids=MEDDLING)
-def test_a_journal_that_another_program_changed_is_not_written_to_any_more(
-    meddle: Callable[[Path], object], line: Opened, store: Path
-) -> None:
-    meddled(line, store, meddle)
-
-
-@posix_only
-def test_a_journal_that_another_program_moved_aside_is_not_written_to_any_more(line: Opened, store: Path) -> None:
-    meddled(line, store, move_aside)
 
 
 def certificate_file(store: Path) -> Path:
@@ -795,22 +786,11 @@ def test_a_power_cut_at_any_call_of_an_import_leaves_it_in_whole_or_not_at_all(
     assert len(states) > 10
 
 
-@pytest.mark.parametrize("fault", [(1, RAISE), (1, SHORT), (2, RAISE), (3, RAISE)])
+# Among the writes and syncs: the header, the rows, the sync of the file, that of its folder.
+@pytest.mark.parametrize("fault", [(0, RAISE), (0, SHORT), (1, RAISE), (1, SHORT), (2, RAISE), (3, RAISE)])
 def test_an_import_that_cannot_be_written_leaves_no_file(
     fault: Tuple[int, str], line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    no_file_is_left(line, store, monkeypatch, fault)
-
-
-@pytest.mark.parametrize("fault", [(0, RAISE), (0, SHORT)])
-def test_an_import_file_whose_header_cannot_be_written_is_not_left_either(
-    fault: Tuple[int, str], line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    no_file_is_left(line, store, monkeypatch, fault)
-
-
-def no_file_is_left(line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch, fault: Tuple[int, str]) -> None:
-    """An import that meets this fault among its writes and syncs changes nothing, and leaves no file."""
     on_disk, before = files(store), snapshot(line.state)
     monkeypatch.setattr(certtool, "os", Disk(at_call(*fault, "write", "fsync"), errno.ENOSPC))
     with pytest.raises(StoreUnavailable, match="free the store's disk"):
