@@ -451,22 +451,6 @@ def test_the_page_sees_how_far_an_import_is_and_devices_are_served_meanwhile(
     assert page.upload("big.csv", data, batch="big")[1]["Report"]["duplicates"] == 900_000
 
 
-def test_a_second_import_at_the_same_time_is_told_to_wait(server: StartServer, tmp_path: Path) -> None:
-    running = server()
-    page = PageClient(running)
-    data = write(tmp_path / "big.csv", 300_000).read_bytes()
-    answers: List[int] = []
-    threads = [
-        threading.Thread(target=lambda name=f"{n}.csv": answers.append(page.upload(name, data, batch=name)[0]))
-        for n in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(answers) == [200, 409]
-
-
 def test_open_hands_the_link_to_the_browser_and_to_nobody_else(
     server: StartServer, store: Path, tmp_path: Path
 ) -> None:
