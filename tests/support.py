@@ -22,6 +22,7 @@ from typing import IO, Any, Callable, Dict, List, Mapping, NoReturn, Optional, S
 import pytest
 
 from tests import identities
+from tests.wire import Reply
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTTOOL = ROOT / "certtool.py"
@@ -36,7 +37,6 @@ READY = "Waiting for client request"
 START_SECONDS = 30.0  # for a server to be ready, on a busy machine
 STOP_SECONDS = 20.0  # for an interrupted server to end
 
-Reply = Tuple[int, Dict[str, Any]]
 RunCerttool = Callable[..., "subprocess.CompletedProcess[str]"]
 StartServer = Callable[..., "Server"]
 

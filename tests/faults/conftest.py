@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable
 
 import pytest
 
 from tests import identities
-from tests.faults.oracle import TALLIES, Tally
+from tests.faults.oracle import TALLIES, NewTally, Tally
 
 
 @pytest.fixture
-def tally() -> Callable[[str], Tally]:
+def tally() -> NewTally:
     """Open a line of the table."""
 
     def begin(fault: str) -> Tally:

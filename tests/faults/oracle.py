@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import certtool
 from certtool import (
@@ -42,6 +42,7 @@ class Tally:
         return (self.fault, *(f"{count:,}" for count in counts))
 
 
+NewTally = Callable[[str], Tally]  # the fixture `tally`: opens a line for this fault
 TALLIES: List[Tally] = []  # the table, as far as this process knows
 
 

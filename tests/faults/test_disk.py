@@ -26,13 +26,12 @@ from certtool import (
     Store,
     StoreUnavailable,
 )
-from tests.faults.oracle import Oracle, Tally, judged
+from tests.faults.oracle import NewTally, Oracle, judged
 from tests.identities import PRODUCT, rows
 from tests.stores import RAISE, SHORT, STATION, Disk, import_files, upload
 from tests.support import no_secret
 
 STORE, MIRROR = "line/store", "disk/mirror"  # below the folder whose disk loses its power
-NewTally = Callable[[str], Tally]
 Told = Callable[[Oracle], None]
 TURNS: Sequence[Sequence[Tuple[str, int]]] = (
     (("A", REQUEST), ("B", REQUEST)),

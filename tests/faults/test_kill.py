@@ -8,18 +8,17 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Callable, List
+from typing import List
 
 import pytest
 
 from tests import identities
 from tests.faults import victim
-from tests.faults.oracle import Oracle, Tally, judged
+from tests.faults.oracle import NewTally, Oracle, judged
 from tests.identities import rows
 from tests.stations import Stations
 from tests.support import Server, no_secret
 
-NewTally = Callable[[str], Tally]
 VICTIM = str(Path(victim.__file__))
 
 

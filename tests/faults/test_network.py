@@ -9,19 +9,18 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Iterator, List
+from typing import Iterator, List
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.faults.oracle import Oracle, Tally, judged
+from tests.faults.oracle import NewTally, Oracle, judged
 from tests.identities import PRODUCT
 from tests.stations import Stations
 from tests.support import Server, StartServer, missing, no_secret, raw
 from tests.wire import ask, post, replies, split
 
-NewTally = Callable[[str], Tally]
 DEVICES = [f"MAC-{number}" for number in range(8)]
 WHOLE = st.builds(lambda device_id, action: ask(device_id, action=action), st.sampled_from(DEVICES), st.integers(0, 3))
 HEADS = st.sampled_from(

@@ -14,13 +14,12 @@ from typing import Callable, Dict, Iterator, List
 import pytest
 
 from tests import identities
-from tests.faults.oracle import Oracle, Tally, judged
+from tests.faults.oracle import NewTally, Oracle, judged
 from tests.identities import PRODUCT
 from tests.stations import Stations
 from tests.support import RunCerttool, Server, StartServer, missing, need
 from tests.wire import Reply
 
-NewTally = Callable[[str], Tally]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs mounts and limits of Linux")
 
 

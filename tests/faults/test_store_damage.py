@@ -16,13 +16,12 @@ import pytest
 
 import certtool as program
 from certtool import Service, State, Store, StoreError
-from tests.faults.oracle import Oracle, Tally, judged
+from tests.faults.oracle import NewTally, Oracle, judged
 from tests.faults.test_disk import TURNS, play
 from tests.identities import rows
 from tests.stores import files, import_files, lines_of, upload
 from tests.support import RunCerttool, StartServer, need, no_secret
 
-NewTally = Callable[[str], Tally]
 SECRET = "0012345678901234567890"  # which a spreadsheet would take for a number
 
 
