@@ -126,8 +126,8 @@ def serve_command(store: Path, port: int, *options: str) -> List[str]:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], folder: Path, port: int) -> Iterator[int]:
-    """Run a server until the block ends, which begins when a request is answered; gives the process' number."""
+def running(command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
+    """Run a server until the block ends, which begins when a request is answered."""
     log = folder / f"{port}.log"
     with open(log, "wb") as errors:  # in a session of its own: Ctrl-C reaches this program alone, which then ends it
         process = subprocess.Popen(
@@ -144,7 +144,7 @@ def running(command: Sequence[str], folder: Path, port: int) -> Iterator[int]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{' '.join(command[1:3])} did not serve: {log.read_text(errors='replace')}")
             time.sleep(0.05)
-        yield process.pid
+        yield
     finally:
         process.terminate()
         process.wait()
