@@ -2015,8 +2015,9 @@ class Mirror:
 class Store:
     """The files. What the service asks of it is what a store on a database server would have to offer:
 
-    `load` once; `certificate` to read one; `append` and `commit` to record; `new_import` and `adopt` to add
-    certificates; `close`. `notes` are sentences for the operator about what was found.
+    `load` once; `certificate` to read one, `all_certificates` to audit; `append`, `commit` and `stop` to record;
+    `new_import` and `adopt` to add certificates; `look_back` for what happened; `close`. `notes` are sentences for
+    the operator about what was found.
 
     A writer takes the lock, makes a new store where there is none, and repairs a torn tail. A reader (`writer=False`)
     changes nothing and may run beside a writer. Construction and `load` raise StoreError (StoreBusy) and change
