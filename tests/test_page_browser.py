@@ -254,30 +254,40 @@ def test_a_reload_and_each_tab_work_and_the_link_opens_locked_tabs_again(server:
     context.close()
 
 
-def test_what_the_browser_tells_another_port_of_this_pc_does_not_open_the_page(
-    server: StartServer, chromium: Any
-) -> None:
-    running = server("--import", SAMPLE)
+@contextlib.contextmanager
+def elsewhere(html: str) -> Iterator[Tuple[int, List[Mapping[str, str]]]]:
+    """Another page of this PC while the block runs: its port, and what browsers tell it in their headers."""
     told: List[Mapping[str, str]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             told.append(dict(self.headers))
-            self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(html.encode())
 
         def log_message(self, *_: Any) -> None:
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as elsewhere:
-        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield other.server_port, told
+        other.shutdown()
+
+
+def test_what_the_browser_tells_another_port_of_this_pc_does_not_open_the_page(
+    server: StartServer, chromium: Any
+) -> None:
+    running = server("--import", SAMPLE)
+    with elsewhere("another program's page") as (port, told):
         context = chromium.new_context()
         page = context.new_page()
         page.goto(link(running))
         until(page, "snapshot !== null")
-        page.goto(f"http://127.0.0.1:{elsewhere.server_port}/")
+        page.goto(f"http://127.0.0.1:{port}/")
         assert page.evaluate("localStorage.length") == 0
         context.close()
-        elsewhere.shutdown()
     client = PageClient(running)
     assert client.cookie in {headers.get("Cookie") for headers in told}, "browsers do not tell ports apart"
     assert client.key not in json.dumps(told)
@@ -469,28 +479,15 @@ def test_a_hostile_page_reads_nothing_and_changes_nothing(
     running = server("--import", SAMPLE)
     with open(SAMPLE, newline="", encoding="utf-8") as file:
         device = next(csv.DictReader(file))["DeviceName"]
-    target = f"http://127.0.0.1:{running.port}"
-    evil = EVIL.replace("PRODUCT", WIFI).replace("DEVICE", device)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = evil.replace("TARGET", f"http://{name}:{running.port}" if "example" in name else target).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as elsewhere:
-        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+    target = f"http://{name if 'example' in name else '127.0.0.1'}:{running.port}"
+    evil = EVIL.replace("PRODUCT", WIFI).replace("DEVICE", device).replace("TARGET", target)
+    with elsewhere(evil) as (port, _):
         context = chromium.new_context()
         page = context.new_page()
         page.goto(link(running))  # the operator is logged in, in this browser
         until(page, "snapshot !== null")
         before = (store / "journal.csv").read_bytes()
-        page.goto(f"http://{name}:{elsewhere.server_port}/")
+        page.goto(f"http://{name}:{port}/")
         until(page, "window.finished")
         done: List[Tuple[str, str]] = page.evaluate("window.finished")
         assert len(done) == 13
@@ -502,7 +499,6 @@ def test_a_hostile_page_reads_nothing_and_changes_nothing(
         answer = page.evaluate(ask, json.dumps({"ProductKey": WIFI, "Action": 0}))
         assert answer["Status"] == "Forbidden"
         context.close()
-        elsewhere.shutdown()
     assert (store / "journal.csv").read_bytes() == before
 
 
