@@ -5681,7 +5681,7 @@ def _fail(sentence: str, code: int) -> int:
 
 
 class _VersionAction(argparse.Action):
-    """`--version`; which CRC32 runs is found out only when somebody asks."""
+    """`--version`. That of argparse passes over an error of the output."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         print(f"certtool {__version__} (CRC32: {crc32_name()})")
