@@ -5573,17 +5573,20 @@ class LineReport:
 def play_line(station: Station, product_key: str, prefix: str, count: int, stations: int, report: str) -> LineReport:
     """Let `stations` threads ask for `count` certificates, as devices `prefix`-1 and so on; `report` as in --report.
 
-    Ctrl-C ends it as soon as what was asked for is there.
+    Ctrl-C ends it as soon as what was asked for is there. Raises CertToolError where so many threads cannot be had;
+    what those few had asked for is given out.
     """
     result = LineReport()
     numbers = iter(range(1, count + 1))
     guard = threading.Lock()
+    ends: List[float] = []  # of the threads; Thread.join takes one for ended that Ctrl-C finds running (CPython 3.11)
 
     def work() -> None:
         while True:
             with guard:
                 number = next(numbers, None)
             if number is None:
+                ends.append(time.perf_counter())
                 return
             device_id = f"{prefix}-{number}"
             began = time.perf_counter()
@@ -5600,24 +5603,27 @@ def play_line(station: Station, product_key: str, prefix: str, count: int, stati
                     result.latencies.append(took)
                     result.devices.setdefault(answer["DeviceName"], []).append(device_id)
 
-    threads = [threading.Thread(target=work) for _ in range(min(stations, count))]
+    def wait() -> None:
+        while len(ends) < started:
+            time.sleep(0.005)
+
+    started = 0
     began = time.perf_counter()
-    for thread in threads:
-        thread.start()
     try:
-        _wait_for(threads)
+        for _ in range(min(stations, count)):
+            threading.Thread(target=work).start()
+            started += 1
+        wait()
     except KeyboardInterrupt:
         result.interrupted = True
         numbers = iter(())
-        _wait_for(threads)
-    result.seconds = time.perf_counter() - began
+        wait()
+    except RuntimeError:
+        numbers = iter(())
+        wait()
+        raise CertToolError("This PC has no room for so many stations: name fewer with --stations.") from None
+    result.seconds = max(ends, default=began) - began
     return result
-
-
-def _wait_for(threads: Sequence[threading.Thread]) -> None:
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(TICK_SECONDS)  # without a limit Ctrl-C would do nothing on Windows
 
 
 # ======================================================================================================================
@@ -5773,7 +5779,7 @@ def _add_asking_commands(add: AddCommand) -> None:
     request = add("request", run_request, "Ask a server for a certificate, as a station does, and check the answer.")
     request.add_argument("product_key", metavar="PRODUCT_KEY")
     request.add_argument(
-        "device_id", type=_device_id, metavar="DEVICE_ID", nargs="?", default="", help="none: the server makes one up"
+        "device_id", type=_device_id, metavar="DEVICE_ID", nargs="?", help="none: the server makes one up"
     )
     request.add_argument("--server", required=True, type=_server, metavar="HOST[:PORT]", help="default port 8000")
     request.add_argument("--report", choices=("ok", "failed"), default="", help="then report the burn")
@@ -5822,8 +5828,8 @@ def _stations(text: str) -> int:
 
 
 def _device_id(text: str) -> str:
-    if text and not text.strip():  # a scan that failed must not take a fresh certificate
-        raise argparse.ArgumentTypeError("white space alone: leave it out for a device that has none")
+    if not text.strip():  # a scan that failed must not take a fresh certificate
+        raise argparse.ArgumentTypeError("empty: leave it out for a device that has none")
     return text.strip()
 
 
@@ -6249,6 +6255,7 @@ def _who() -> str:
 def run_request(options: argparse.Namespace) -> int:
     """Be a station, or many of them."""
     wrong = "" if _KEY.fullmatch(options.product_key) else "PRODUCT_KEY"
+    options.device_id = options.device_id or ""
     if not _DEVICE_ID.fullmatch(options.device_id):
         wrong = "DEVICE_ID"
     if wrong:

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional
@@ -217,6 +218,7 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_1(certtool: RunCerttool
         [KEY, "x" * 65, "--server", "127.0.0.1:1"],
         [KEY, "M\u00c4C", "--server", "127.0.0.1:1"],
         [KEY, " \t", "--server", "127.0.0.1:1"],
+        [KEY, "", "--server", "127.0.0.1:1"],
         [KEY, "D", "--server", "127.0.0.1:1", "--report", "maybe"],
         [KEY, "D", "--server", "127.0.0.1:1", "--count", "0"],
         [KEY, "D", "--server", "127.0.0.1:1", "--count", "1", "--stations", "0"],
@@ -256,6 +258,26 @@ def test_a_played_line_finds_a_server_that_gives_a_certificate_twice(certtool: R
         done = certtool(*line, "--stations", "2", "--json", ok=1)
     played = json.loads(done.stdout)
     assert (played["answers"], played["certificates"], played["duplicates"]) == (5, 1, 1)
+
+
+def test_a_line_of_more_stations_than_the_pc_has_room_for_is_not_played(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    starts = iter(range(10))
+
+    def scarce(thread: threading.Thread) -> None:
+        if threading.current_thread() is threading.main_thread() and next(starts) == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with hostile.serve("plain") as server, monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", scarce)
+        line = ["request", KEY, "--server", f"127.0.0.1:{server.port}", "--count", "1000000", "--stations", "10"]
+        assert product.main(line) == 1
+    assert capsys.readouterr().err == (
+        "certtool: This PC has no room for so many stations: name fewer with --stations.\n"
+    )
 
 
 def test_a_played_line_that_is_interrupted_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
