@@ -177,10 +177,7 @@ def test_to_void_twice_is_told_and_recorded_once(line: Opened, store: Path) -> N
 
 @pytest.mark.parametrize("size", [1, 130_000, 200_000])
 def test_however_long_a_reason_is_the_journal_can_be_read_again(size: int, line: Opened, store: Path) -> None:
-    try:
-        operate(line, MAKE_VOID, name(0), reason="x" * size)
-    except Refused:
-        assert size > 1
+    operate(line, MAKE_VOID, name(0), reason="x" * size)
     line.service.commit()
     assert snapshot(read_store(store).state) == snapshot(line.state)
 
