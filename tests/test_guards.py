@@ -410,13 +410,6 @@ def no_room(*_: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_server_starts_though_its_mirror_cannot_be_made(server: StartServer, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    running = server("--import", SAMPLE, "--mirror", tmp_path / "file")
-    assert "THERE IS NO SECOND COPY" in running.errors
-    assert running.request(WIFI, "MAC-1")[0] == 200
-
-
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import certtool
-from certtool import REQUEST_SECONDS, BadRequest, CertRequestHandler, parse_object, parse_request
+from certtool import BadRequest, CertRequestHandler, parse_object, parse_request
 from tests import identities
 from tests.inside import PATIENCE, Inside
 from tests.support import SAMPLE, RunCerttool, Server, StartServer, listed, raw
@@ -325,16 +325,6 @@ def test_an_ipv4_network_also_lets_in_those_that_come_over_ipv6_sockets(server: 
     running = server("--import", SAMPLE, "--allow", "127.0.0.1", "--host", "::")
     [(status, _)] = replies(raw(running.port, ask("MAC-1", product="a1SampleWf0"), shutdown=True))
     assert status == 200
-
-
-def test_a_request_that_is_not_whole_in_time_is_refused(inside: Callable[..., Inside]) -> None:
-    server = inside()
-    before = server.journal.read_bytes()
-    with server.connect(ask("MAC-1")[:-1]) as client:
-        server.turn()
-        server.later(REQUEST_SECONDS + 1)
-        assert refusal(server.answer(client)) == (408, "BadRequest")
-    assert server.journal.read_bytes() == before
 
 
 # -- a disk that fails -------------------------------------------------------------------------------------------------
