@@ -5687,7 +5687,7 @@ def _fail(sentence: str, code: int) -> int:
 
 
 class _VersionAction(argparse.Action):
-    """`--version`. That of argparse passes over an error of the output."""
+    """`--version`. argparse's own passes over an error of the output on newer Pythons."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         print(f"certtool {__version__} (CRC32: {crc32_name()})")

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Dict, List
 
 import pytest
 
-from tests.faults.oracle import Oracle, Tally, judged
+from tests.faults.oracle import NewTally, Oracle, judged
 from tests.stations import Stations
 from tests.support import Server, need, no_secret
 
@@ -60,7 +60,7 @@ def test_nothing_is_lost_when_a_system_call_of_a_real_server_fails(
     fault: str,
     forever: bool,
     shim: Path,
-    tally: Callable[[str], Tally],
+    tally: NewTally,
     tmp_path: Path,
     pool: Path,
     profile: Path,
