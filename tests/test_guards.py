@@ -95,13 +95,15 @@ def test_who_only_reads_makes_no_mark_and_needs_none(store: Path, profile: Path,
             profile.rmdir()
 
 
+@pytest.mark.parametrize("starts", [1, 2])  # each of them writes the other line of the mark
 @pytest.mark.parametrize("lost", [1, 2, 3])
 def test_a_copy_that_was_accepted_is_the_latest_from_then_on(
-    lost: int, store: Path, profile: Path, marked: Path, tmp_path: Path
+    lost: int, starts: int, store: Path, profile: Path, marked: Path, tmp_path: Path
 ) -> None:
     old = Path(shutil.copytree(store, tmp_path / "old"))
-    with line(store, marks=str(profile)) as service:
-        work(service, *"CDE"[:lost])
+    for start in range(starts):
+        with line(store, marks=str(profile)) as service:
+            work(service, *"CDE"[: 0 if start else lost])
     shutil.rmtree(store)
     old.rename(store)
     with pytest.raises(StoreError, match="is not the latest copy"), line(store, marks=str(profile)):
@@ -172,6 +174,20 @@ def test_a_copy_that_went_its_own_way_on_another_pc_is_refused_here(
     assert marked.exists()
 
 
+def test_a_start_alone_moves_the_mark_to_the_end_of_the_journal(
+    store: Path, profile: Path, marked: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "old")
+    with line(store) as service:  # as on another PC
+        work(service, "C")
+    with line(store, marks=str(profile)) as service:
+        assert service.store.notes == []
+    old = pytest.raises(StoreError, match="is not the latest copy")
+    with old, line(tmp_path / "old", marks=str(profile)):
+        pass
+    assert marked.exists()
+
+
 @pytest.mark.usefixtures("marked")
 def test_two_copies_of_a_store_are_not_served_at_once_on_one_pc(store: Path, profile: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
@@ -199,6 +215,19 @@ def test_a_mark_that_was_torn_anywhere_still_refuses_all_but_the_latest_events(
         with line(tmp_path / "copy", marks=str(profile)) as service:
             assert service.state.names == []
         shutil.rmtree(tmp_path / "copy")
+
+
+def test_the_mark_is_found_in_a_journal_however_many_of_its_lines_are_read_together(
+    store: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(store, marks=str(profile)) as service:
+        import_files(service, upload(list(rows(5))))
+        work(service, *"ABCDE")
+    for many in range(1, 8):
+        monkeypatch.setattr(program, "JOURNAL_SLICE", many)
+        with line(store, marks=str(profile)) as service:
+            assert service.store.notes == []
+            assert service.state.products[PRODUCT].devices.keys() == set("ABCDE")
 
 
 @pytest.mark.parametrize("profile_is", ["none", "a file", "full"])
@@ -327,6 +356,31 @@ def test_a_mirror_that_is_behind_is_caught_up_at_the_start(store: Path, mirror: 
         assert same(store, mirror)
 
 
+def test_a_mirror_that_is_whole_is_not_written_again_at_the_start(
+    store: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(store, mirror=str(mirror)) as service:
+        import_files(service, upload(list(rows(5))))
+        work(service, "A")
+    written: List[bytes] = []
+    monkeypatch.setattr(program, "_write_all", lambda _, data: written.append(data))
+    with line(store, mirror=str(mirror)):
+        assert same(store, mirror)
+    assert [data for data in written if b'"pid"' not in data] == []  # else it is no copy while that is under way
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="tells which files are open")
+def test_a_store_that_imported_and_recorded_leaves_no_file_open(store: Path, profile: Path, mirror: Path) -> None:
+    before = os.listdir("/dev/fd")
+    for first in (0, 5):
+        with line(store, marks=str(profile), mirror=str(mirror)) as service:
+            import_files(service, upload(list(rows(5, first=first)), f"{first}.csv"))
+            import_files(service, upload(list(rows(4, first=first)), "all rows are duplicates.csv"))
+            work(service, f"A{first}")
+            service.store.close()
+    assert os.listdir("/dev/fd") == before
+
+
 def test_a_mirror_that_is_no_copy_is_refused_with_what_to_do(
     store: Path, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,9 +400,9 @@ def test_a_mirror_that_is_no_copy_is_refused_with_what_to_do(
     shutil.rmtree(tmp_path / "another store" / "imports")
     (tmp_path / "another store" / "journal.csv").unlink()  # lost, and a new one would be made
     lost = pytest.raises(StoreError, match="or lost: put the mirror's files into it")
-    for _ in range(2):
-        with lost, line(tmp_path / "another store", mirror=str(mirror)):
-            pass
+    with lost, line(tmp_path / "another store", mirror=str(mirror)):
+        pass
+    assert files(tmp_path / "another store") == {}
     in_it = pytest.raises(StoreError, match="The mirror is the store itself, or in it")
     for inside in (store, store / "below" / "mirror"):
         with in_it, line(store, mirror=str(inside)):
@@ -394,6 +448,16 @@ def test_an_import_that_the_mirror_does_not_take_is_imported_all_the_same(
         assert import_files(service, upload(list(rows(5)))).imported == 5
         assert "THERE IS NO SECOND COPY" in service.store.notes[-1]
     with line(store, mirror=str(mirror)):
+        assert same(store, mirror)
+
+
+def test_what_an_import_left_in_the_mirror_when_it_was_taken_back_is_in_no_other_ones_way(
+    store: Path, mirror: Path
+) -> None:
+    with line(store, mirror=str(mirror)) as service:
+        (mirror / "imports" / "000001-identities.csv").write_text("the rows\nof another\nfile\n" * 100)
+        assert import_files(service, upload(list(rows(5)))).imported == 5
+        assert service.store.notes[1:] == [same_disk(mirror)]
         assert same(store, mirror)
 
 

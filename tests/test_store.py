@@ -280,6 +280,15 @@ def test_a_reader_needs_no_lock(line: Opened, store: Path) -> None:
     read.store.close()
 
 
+def test_what_a_killed_server_left_in_the_lock_file_does_not_hide_who_holds_it_now(store: Path) -> None:
+    open_store(store).store.close()
+    assert (store / "lock").read_bytes() == b""
+    (store / "lock").write_text('{"pid": 7, "command": "serve", "port": 8000, "token": "' + 100 * "x" + '"}')
+    with opened_store(store), pytest.raises(StoreBusy, match=rf"by certtool test \(process {os.getpid()}\)") as busy:
+        open_store(store)
+    assert busy.value.holder == {"pid": os.getpid(), "command": "test"}
+
+
 def test_the_lock_ends_with_its_process_also_by_kill(store: Path) -> None:
     code = "import certtool, sys; store = certtool.Store(sys.argv[1], 'serve'); print('locked', flush=True); input()"
     holder = subprocess.Popen(
@@ -611,6 +620,17 @@ def test_the_certificates_of_many_files_are_read_with_few_of_them_open(store: Pa
             assert found.credential == certificates[number]
             assert found.crc32 == f"{certtool.crc32(found.credential.payload()):08X}"
             assert sum(imported.file is not None for imported in opened.store._imports) <= OPEN_IMPORTS
+
+
+def test_who_imported_a_file_that_takes_many_steps_to_read_finds_each_certificate_in_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "READ_BYTES", 100)
+    certificates = list(rows(20))
+    with opened_store(store) as opened:
+        import_files(opened.service, upload(certificates))
+        for number in reversed(range(20)):  # in their order they would be read together
+            assert opened.store.certificate(number).credential == certificates[number]
 
 
 def test_an_import_file_can_be_read_by_a_person(line: Opened, store: Path) -> None:
