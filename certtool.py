@@ -2313,7 +2313,6 @@ class Store:
         finally:
             os.close(side)
         os.ftruncate(self._journal, reader.offset)
-        os.fsync(self._journal)
         self.notes.append(
             f"journal.csv ended in half a line, never acknowledged: its {len(reader.torn)} bytes are in {name} now."
         )

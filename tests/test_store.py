@@ -33,7 +33,6 @@ from certtool import (
     StoreBusy,
     StoreError,
     StoreUnavailable,
-    chain_digest,
 )
 from tests.identities import PRODUCT, rows
 from tests.stores import (
@@ -368,17 +367,19 @@ def test_a_failed_write_gives_nothing_out_and_the_next_one_works(
     assert snapshot(read_store(store).state) == snapshot(line.state)
 
 
+@pytest.mark.parametrize("call", ["chain_digest", "_write_all"])  # in the middle of the lines, and behind them
 def test_records_that_no_memory_is_left_for_give_nothing_out_and_the_next_ones_work(
-    line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
+    call: str, line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, on_disk = snapshot(line.state), files(store)
+    right: Callable[[object, bytes], object] = getattr(certtool, call)
 
-    def full(previous: str, body: bytes) -> str:
-        if b",C," in body:
+    def full(first: object, data: bytes) -> object:
+        if b",C," in data:
             raise MemoryError
-        return chain_digest(previous, body)
+        return right(first, data)
 
-    monkeypatch.setattr(certtool, "chain_digest", full)
+    monkeypatch.setattr(certtool, call, full)
     for device_id in "BC":
         allocate(line.service, device_id)
     with pytest.raises(StoreUnavailable, match=r"\(no memory\), so nothing was given out: close other programs"):
