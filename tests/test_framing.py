@@ -195,6 +195,14 @@ def test_a_refused_upload_reaches_its_sender_as_a_reply_not_as_a_broken_connecti
     assert [status for status, _ in replies(received)] == [413]
 
 
+def test_an_upload_of_somebody_who_may_not_manage_is_refused_before_it_is_read(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    for host, token in (("192.168.1.10", server.server.token), ("localhost", "guessed")):
+        lines = ["POST /certtool/import HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {token}"]
+        status, reply = server.say("\r\n".join([*lines, "Content-Length: 100000000", "", ""]).encode())
+        assert (status, reply["Status"]) == (403, "Forbidden")
+
+
 def test_headers_and_body_may_come_in_packets_of_their_own(inside: Callable[..., Inside]) -> None:
     server = inside()
     head, end, body = ask("two packets").partition(b"\r\n\r\n")
@@ -399,6 +407,33 @@ def test_sending_a_byte_now_and_then_wins_no_time(inside: Callable[..., Inside])
             client.send(bytes([byte]))
             server.later(certtool.REQUEST_SECONDS / 5)
         assert server.answer(client)[0] == 408
+
+
+def test_each_request_of_a_kept_connection_has_the_same_time(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    with server.connect(ask("kept")) as client:
+        assert server.answer(client)[0] == 200
+        for silent, needed, status in ((certtool.IDLE_SECONDS, -1, 200), (0, 1, 408)):
+            server.later(max(0, silent - 1))
+            client.send(ask("kept")[:-1])
+            server.turn()
+            server.later(certtool.REQUEST_SECONDS + needed)
+            client.send(ask("kept")[-1:])
+            assert server.answer(client)[0] == status
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(-1, 200), (1, 408)])
+def test_an_upload_has_more_time_than_a_request(seconds: int, status: int, inside: Callable[..., Inside]) -> None:
+    server = inside()
+    token = f"Authorization: Bearer {server.server.token}"
+    upload = post(b'{"options": {}, "files": []}\n', token, path="/certtool/import").replace(
+        b"192.168.1.10", b"localhost"
+    )
+    with server.connect(upload[:-1]) as client:
+        server.turn()
+        server.later(certtool.UPLOAD_SECONDS + seconds)
+        client.send(upload[-1:])
+        assert server.answer(client)[0] == status
 
 
 def test_a_connection_that_says_nothing_is_closed(inside: Callable[..., Inside]) -> None:
