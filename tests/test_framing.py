@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Callable, Generator, Iterator, List, Optional, Sequence, Set, Tuple
 
 import pytest
 
@@ -511,6 +511,43 @@ def test_a_crowd_of_new_clients_does_not_make_the_server_look_at_all_connections
         assert answered([spoke])
         assert not select.select([spoke], [], [], 0)[0], "it is the one that was not closed"
         assert (len(server.server.connections), Counted.looks) == (30, 1)
+
+
+def test_nobody_gives_way_whose_reply_is_on_its_way(inside: Callable[..., Inside]) -> None:
+    def work() -> Generator[None, None, None]:
+        while True:
+            yield
+
+    server = inside()
+    with server.connect() as asks:
+        server.turn()
+        [asking] = server.server.connections
+        asks.send(ask("asks"))
+        asking.feed()
+        assert not server.server._evict(), "its reply leaves at the end of the turn"
+        assert server.answer(asks)[0] == 200
+        server.server.start_job("import", work(), asking)
+        assert not server.server._evict(), "it has handed an import over"
+        server.turn()
+        asking.waiting = False
+        assert server.server._evict()
+        assert server.receive(asks) == b""
+
+
+def test_who_is_gone_already_makes_no_room(inside: Callable[..., Inside]) -> None:
+    server = inside()
+    with contextlib.ExitStack() as clients:
+        for _ in range(3):
+            clients.enter_context(server.connect())
+        server.turn()
+        first, second, third = server.server.connections
+        for silent, handler in enumerate((third, second, first)):
+            handler.deadline -= silent
+        assert server.server._evict()
+        second.close()
+        assert server.server._evict()
+        assert not server.server.connections
+        assert not server.server._evict()
 
 
 def test_a_server_full_of_half_requests_still_serves_a_new_client(

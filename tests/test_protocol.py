@@ -357,6 +357,11 @@ def test_what_cannot_be_written_is_not_given_out_and_the_next_may_be(
     first, second = (server.say(ask(device_id)) for device_id in ("MAC-1", "MAC-2"))
     names = [credential.device_name for credential in identities.rows(3)]
     assert [first[1]["DeviceName"], second[1]["DeviceName"]] == names[1:], "none was lost"
+    assert server.server.failing == ""
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", fault)
+        assert refusal(server.say(ask("before", action=2))) == (503, "StoreUnavailable")
+    assert len([notice for notice in server.notices if "free the store's disk" in notice]) == 2, "told again"
 
 
 def test_after_a_failed_sync_nothing_is_acknowledged_until_a_restart(

@@ -544,6 +544,28 @@ def test_after_a_record_that_broke_off_nothing_is_given_out_until_the_store_is_r
     again.store.close()
 
 
+def test_after_a_record_that_broke_off_not_even_what_needs_no_record_is_confirmed(
+    line: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def burned_again() -> object:
+        return line.service.report(PRODUCT, "A", BURN_SUCCEEDED, STATION, 1000)
+
+    def voided_again() -> object:
+        return line.service.operate(MAKE_VOID, line.state.names[4], PRODUCT, "scrap", "me", False, 1000)
+
+    for _ in range(2):
+        burned_again()
+        voided_again()
+    line.service.commit()
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "_set", half_done)
+        with pytest.raises(MemoryError):
+            line.service.request(PRODUCT, "B", STATION, 1000)
+    for again in (burned_again, voided_again):
+        with pytest.raises(StoreUnavailable, match="Something unexpected stopped the recording"):
+            again()
+
+
 def no_memory(*_: Any) -> None:
     raise MemoryError
 
