@@ -397,6 +397,26 @@ def test_a_reply_of_a_turn_whose_commit_fails_acknowledges_nothing_of_it(
     assert server.say(ask("b"))[0] == 200, "the certificate is free again"
 
 
+def test_an_operator_is_not_told_of_what_was_done_in_a_turn_whose_commit_fails(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside(1)
+    assert server.say(ask("a"))[0] == 200
+    [credential] = identities.rows(1)
+    release = post(
+        {"device_name": credential.device_name, "reason": "scrap"},
+        f"Authorization: Bearer {server.server.token}",
+        path="/certtool/release",
+    ).replace(b"Host: 192.168.1.10", b"Host: localhost")
+    with monkeypatch.context() as full, server.connect(release + release) as client:
+        full.setattr(os, "write", write_nothing)
+        received = server.receive(client, 1)
+    assert [refusal(answer)[0] for answer in replies(received)] == [503, 503], "it is neither released nor free"
+    with server.connect(release + release) as client:
+        received = server.receive(client, 1)
+    assert [status for status, _ in replies(received)] == [200, 409]
+
+
 def test_a_journal_that_another_program_changes_stops_the_recording(inside: Callable[..., Inside]) -> None:
     server = inside()
     with open(server.journal, "ab") as other:
