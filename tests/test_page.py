@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ from tests.identities import PRODUCT, rows, write
 from tests.inside import Inside
 from tests.pages import PageClient, link
 from tests.support import SAMPLE, Server, StartServer, raw
-from tests.wire import ask
+from tests.wire import ask, post
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 WIFI = "a1SampleWf0"
@@ -346,6 +347,26 @@ def test_every_look_at_a_secret_is_recorded_and_survives_a_restart(server: Start
     assert len({answer["DeviceName"] for status, answer in after if status == 200}) == 9
     _, answer = PageClient(again).ask("certificate", fields)
     assert [event["kind"] for event in answer["history"]] == ["import", "allocate", "reveal"]
+
+
+def test_no_secret_is_shown_where_the_look_cannot_be_recorded(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    server = inside(1)
+    server.server.site = certtool.Page(server.server, "me")
+    [credential] = rows(1)
+    fields = {"product_key": PRODUCT, "device_name": credential.device_name}
+    reveal = post(fields, f"Authorization: Bearer {server.server.token}", path="/certtool/reveal")
+    reveal = reveal.replace(b"Host: 192.168.1.10", b"Host: localhost")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        status, answer = server.say(reveal)
+        assert (status, answer["Status"]) == (503, "StoreUnavailable")
+        assert credential.device_secret not in str(answer)
+    assert server.say(reveal)[1]["Secrets"]["DeviceSecret"] == credential.device_secret
 
 
 def test_no_secret_is_in_any_answer_but_a_reveal(server: StartServer) -> None:
