@@ -277,6 +277,8 @@ def test_a_file_is_its_certificates_batch_unless_another_is_named(line: Opened) 
 
 CONFLICTS = {
     "another secret": (NEW._replace(device_secret="other"), "stands in the file before, with another secret or id."),
+    "another ProductSecret": (NEW._replace(product_secret="other"), "stands in the file before, with another secret"),
+    "another ProductID": (NEW._replace(product_id="other"), "stands in the file before, with another secret or id."),
     "another device": (NEW._replace(device_id="X"), "stands in the file before, with another secret or id."),
     "the same device twice": (Credential(PRODUCT, "new-0002", "x", device_id="N"), "DeviceID N stands in the file"),
     "in the store": (Credential(PRODUCT, name(1), "x"), "is in the store with another DeviceSecret."),

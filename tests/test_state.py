@@ -373,10 +373,13 @@ def test_a_device_whose_certificate_was_released_gets_another_one() -> None:
     assert state.products[PK].devices == {DEVICE: 1}
 
 
-def test_each_request_after_the_burn_is_counted_and_a_release_does_not_forget_them() -> None:
+def test_each_request_after_the_burn_is_counted_and_neither_a_new_burn_nor_a_release_forgets_them() -> None:
     state = in_status(WRITTEN)
     for _ in range(3):
         do(state, REQUEST)
+    assert state.record(0).rerequests == 3
+    for verb in (BURN_FAILED, REQUEST, BURN_SUCCEEDED):
+        do(state, verb)
     assert state.record(0).rerequests == 3
     do(state, RELEASE, force=True)
     assert state.record(0) == Record(UNALLOCATED, rerequests=3)

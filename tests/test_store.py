@@ -356,7 +356,8 @@ def test_a_failed_write_gives_nothing_out_and_the_next_one_works(
     failing(monkeypatch, {"write": fault}, errno.ENOSPC)
     for _ in range(2):
         allocate(line.service, "B")
-        line.service.report(PRODUCT, "A", BURN_SUCCEEDED, STATION, 1001)
+        for device_id in "AB":
+            line.service.report(PRODUCT, device_id, BURN_SUCCEEDED, STATION, 1001)
         with pytest.raises(StoreUnavailable, match=r"\(No space left on device\), so nothing was given out"):
             line.service.commit()
         assert snapshot(line.state) == before
