@@ -5666,7 +5666,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             return 1
         if code == 0:
             return _fail(f"It is done, but the output could not be written ({error.strerror}): check the disk.", 1)
-        return _fail(f"{error.strerror or 'Input or output failed'}: {error.filename or 'check the disk'}", 1)
+        if error.filename:
+            return _fail(f"{error.strerror}: {error.filename}", 1)
+        why = error.strerror or "Input or output failed"  # of the output, when it is not kept until the command is done
+        return _fail(f"{why}: check the disk. What was under way may have happened: look with certtool.py query.", 1)
     except Exception as error:  # the edge: whatever it is, the operator sees a sentence
         return _fail(f"Please report this defect: {where_raised(error)}", 1)
 
@@ -5706,7 +5709,8 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)
-        command.add_argument("--data", metavar="DIR", help="the store (default: certtool-data beside certtool.py)")
+        told = "the store (default: certtool-data beside certtool.py)"
+        command.add_argument("--data", type=_folder, metavar="DIR", help=told)
         return command
 
     _add_store_commands(add)
@@ -5726,7 +5730,7 @@ def _add_store_commands(add: AddCommand) -> None:
     serve.add_argument(
         "--allow", action="append", default=[], type=_network, metavar="CIDR", help="only these stations"
     )
-    serve.add_argument("--mirror", type=os.path.abspath, metavar="DIR", help="second copy, on another disk")
+    serve.add_argument("--mirror", type=_folder, metavar="DIR", help="second copy, on another disk")
     serve.add_argument("--require-device-id", action="store_true", help="refuse requests without a DeviceID")
     serve.add_argument("--open", action="store_true", help="open the management page in the browser")
     serve.add_argument("--no-page", action="store_true", help="serve no management page")
@@ -5802,6 +5806,12 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "replace" if sys.platform == "win32" else "surrogateescape").decode("utf-8", "replace")
 
 
+def _folder(text: str) -> str:
+    if not text:  # of a variable that is not set: it would be the current folder, or another store than was meant
+        raise argparse.ArgumentTypeError("the name of a folder")
+    return os.path.abspath(text)
+
+
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
@@ -5816,7 +5826,7 @@ def _host(text: str) -> str:
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError("a number of rows is 1 or more")
+        raise argparse.ArgumentTypeError("a whole number, 1 or more")
     return int(text)
 
 

@@ -563,6 +563,7 @@ def test_a_folder_that_cannot_be_written_is_named(certtool: RunCerttool) -> None
         ["crc", "a", "b", "c", "d", "e", "f"],
         ["crc", "a", "b", "c", "d", "--format", "octal"],
         ["serve", "0", "--host", ""],
+        ["serve", "0", "--mirror", ""],
         ["release", "a", "--reason"],
         ["void", "a", "--reason", "x", "--force"],
     ],
@@ -575,6 +576,15 @@ def test_a_wrong_command_line_ends_with_2_and_changes_nothing(
     assert done.stdout == ""
     assert re.match(r"certtool( \w+)?: (error: )?\S", done.stderr.splitlines()[-1])
     assert not store.exists()
+
+
+def test_a_store_without_a_name_is_not_taken_for_another_one(certtool: RunCerttool) -> None:
+    assert "--data: the name of a folder" in certtool("query", "--data", "", ok=2).stderr
+
+
+def test_a_number_that_is_none_is_not_told_to_be_of_something_else(certtool: RunCerttool) -> None:
+    told = certtool("request", "a1SampleWf0", "--server", "192.0.2.1", "--count", "0", ok=2).stderr
+    assert "argument --count: a whole number, 1 or more" in told
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="arguments are text there")
@@ -674,6 +684,19 @@ def test_what_is_done_is_said_to_be_done_though_the_output_cannot_be_written(cer
         )
     assert done.returncode == 1
     assert "It is done, but the output could not be written (No space left on device)" in done.stderr
+    assert listed(certtool, used, name)[0]["Status"] == "Void"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device here that is always full")
+def test_what_may_be_done_is_said_to_be_so_where_output_is_written_at_once(certtool: RunCerttool, used: Path) -> None:
+    name = listed(certtool, used)[0]["DeviceName"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = [sys.executable, "-u", str(CERTTOOL), "void", name, "--reason", "x", "--data", str(used)]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=child_env(), encoding="utf-8", check=False
+        )
+    assert done.returncode == 1
+    assert "No space left on device: check the disk. What was under way may have happened" in done.stderr
     assert listed(certtool, used, name)[0]["Status"] == "Void"
 
 
