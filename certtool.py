@@ -1710,8 +1710,10 @@ class ImportFile:
                     offset += len(data)
                     progress(f"reading {os.path.basename(self.path)}", count, rows)
         except OSError as error:
+            lost = isinstance(error, FileNotFoundError)
             raise StoreError(
-                f"{self.path} cannot be read ({error.strerror}): put it back, it holds certificates."
+                f"{self.path} cannot be read ({error.strerror}): "
+                f"{'put it back, it holds certificates' if lost else _remedy(error)}."
             ) from None
         except (ValueError, TypeError, csv.Error):
             right = False
@@ -2134,8 +2136,8 @@ class Store:
             elif reader.torn:
                 self.notes.append(f"journal.csv ends in half a line ({len(reader.torn)} bytes), which was not read.")
         except OSError as error:
-            place = error.filename or "check its disk"
-            raise StoreError(f"The store {self.folder} cannot be read: {error.strerror} ({place}).") from None
+            told = f"{error.filename or f'The store {self.folder}'} cannot be read ({error.strerror})"
+            raise StoreError(f"{told}: {_remedy(error)}.") from None
 
     def _names_of(self, about: Sequence[str]) -> Set[str]:
         """Add the DeviceNames that events had together with one of `about`."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -221,8 +222,23 @@ def test_a_store_that_cannot_be_made_is_refused_and_the_lock_is_free_again(
 def test_a_journal_that_cannot_be_read_is_refused(store: Path) -> None:
     (store / "journal.csv").mkdir(parents=True)
     for way in (open_store, read_store):
-        with pytest.raises(StoreError, match=r"cannot be read: .*journal\.csv"):
+        with pytest.raises(StoreError, match=r"journal\.csv cannot be read \(.+\): check "):
             way(store)
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["journal.csv", "imports/000001-identities.csv"])
+def test_a_file_that_another_user_has_written_is_not_told_to_be_put_back(name: str, line: Opened, store: Path) -> None:
+    line.store.close()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        moved = store.rename(Path(folder) / "store")
+        for path in (moved, moved / "imports", *moved.rglob("*.csv")):
+            path.chmod(0o755)
+        (moved / name).chmod(0)
+        told = rf"{re.escape(str(moved / name))} cannot be read \(Permission denied\): check its rights\."
+        with unprivileged(), pytest.raises(StoreError, match=told):
+            read_store(moved)
 
 
 def test_making_a_store_may_fail_at_any_call_and_the_next_start_makes_it(
