@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import shutil
 import signal
@@ -106,6 +107,18 @@ def test_every_command_of_the_readme_prints_what_the_readme_shows(tmp_path: Path
 def test_every_indented_command_of_the_readme_is_known_to_these_tests() -> None:
     indented = re.findall(r"^    (python .*)$", README, re.MULTILINE)
     assert set(indented) == set(BY_HAND)
+
+
+def test_what_a_windows_console_runs_instead_of_curl_does_the_same(
+    server: StartServer, certtool: RunCerttool, store: Path
+) -> None:
+    [instead] = re.findall(r"`python certtool\.py (request .*)`", README)
+    running = server("--import", SAMPLE)
+    certtool(*instead.replace("8000", str(running.port)).split())
+    asked, reported = (json.loads(sent) for sent in re.findall(r"^\$ curl -s -d '(.*)' ", README, re.MULTILINE))
+    wanted = {"ProductKey": asked["ProductKey"], "DeviceID": reported["DeviceID"], "Status": "Written"}
+    [row] = json.loads(certtool("query", "--status", "Written", "--format", "json", "--data", store).stdout)
+    assert row.items() >= wanted.items()
 
 
 def test_the_readme_names_every_subcommand_and_every_option_of_serve() -> None:
