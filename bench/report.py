@@ -60,7 +60,8 @@ def markdown(parts: Sequence[Part], facts: Sequence[Tuple[str, str]]) -> str:
     blocks = [
         "# Results\n",
         "Written by `python -m bench`. All that is compared ran in turn in one run on one machine; figures are medians "
-        "of the rounds, ratios medians of each round's ratio. Only the ratios mean anything on another machine.\n",
+        "of the rounds, ratios medians of each round's ratio; a goal's peak memory is the highest of the rounds. Only "
+        "the ratios mean anything on another machine.\n",
         "## Goals\n",
         markdown_table(Table("Measured beside the goals", ("goal", "limit", "measured", ""), goals)),
         "## Machine\n",

@@ -12,7 +12,7 @@ from typing import List
 import pytest
 
 from bench import __main__ as command
-from bench import report, rig, serve
+from bench import report, rig, scale, serve
 from bench.peers import sqlite
 from bench.rig import QUICK, THOROUGH, Curves, Goal, Load, Part, Table
 from tests import identities
@@ -58,6 +58,16 @@ def test_output_without_a_figure_is_an_error_and_not_a_zero(line: str) -> None:
 def test_rounds_become_medians_and_what_went_wrong_is_added_up() -> None:
     loads = [Load(10, 3, 9, 1, 0), Load(30, 1, 7, 0, 2), Load(20, 2, 8, 0, 0)]
     assert rig.median_load(loads) == Load(20, 2, 8, 1, 2)
+
+
+def test_a_goal_for_memory_is_held_by_the_highest_peak_and_the_page_says_so() -> None:
+    rounds, states = [scale.Usage(1, memory) for memory in (10, 30, 20)], (scale.FREE, scale.HELD)
+    whats = [scale.IMPORT, *(f"{what}, {held}" for what in ("start-up", "query by DeviceName") for held in states)]
+    whats += [*states, f"query by DeviceID, {scale.HELD}"]
+    steps = {(what, who): rounds for what in whats for who in (scale.OURS, scale.SQLITE, scale.BARE)}
+    peaks = [goal.measured for goal in scale.goals_of(steps, {}) if "peak MB" in goal.what]
+    assert peaks == [30, 30, 30]
+    assert "a goal's peak memory is the highest of the rounds" in report.markdown([PART], [])
 
 
 def test_a_ratio_is_the_median_of_each_rounds_ratio() -> None:
