@@ -5433,7 +5433,7 @@ class Station:
     def __init__(self, host: str, port: int) -> None:
         self.host = host
         self.port = port
-        self.server = f"{host}:{port}"
+        self.server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"  # as --server and Host want it
 
     def request(self, product_key: str, device_id: str) -> Dict[str, Any]:
         """Return the answer's object, its checksum verified. Raises NoAnswer or ServerRefused."""

@@ -54,6 +54,10 @@ def test_a_station_sees_every_row_of_the_state_table(
     Play(script, ask, True, store, server, certtool)
 
 
+def test_an_address_of_ipv6_is_told_apart_from_its_port(certtool: RunCerttool) -> None:
+    assert "certtool: [::1]:1 is not reachable" in certtool("request", KEY, "--server", "[::1]:1", ok=1).stderr
+
+
 @pytest.mark.parametrize("kind", hostile.KINDS)
 def test_a_hostile_server_gives_a_station_the_right_certificate_or_one_error_in_time(
     kind: str, monkeypatch: pytest.MonkeyPatch
