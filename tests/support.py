@@ -176,13 +176,13 @@ class Server:
         return "".join(list(self._texts[1]))
 
     def wait_for(self, text: str, seconds: float = 10) -> None:
-        """Return once the server has written `text` to stdout; fail after `seconds` or when it ends without."""
+        """Return once the server has written `text`, also to stderr; fail after `seconds` or when it ends without."""
         began = time.monotonic()
-        while text not in self.output:
+        while text not in self.output + self.errors:
             if self.process.poll() is not None:
                 self.wait()
                 seconds = 0
-            if text not in self.output and time.monotonic() - began >= seconds:
+            if text not in self.output + self.errors and time.monotonic() - began >= seconds:
                 raise AssertionError(f"No {text!r} in:\n{self.output}\n{self.errors}")
             time.sleep(0.01)
 

@@ -80,4 +80,4 @@ def test_it_serves_a_certificate_and_ends_on_ctrl_c(
 def test_a_warning_leaves_at_once(python: List[str], alone: Path, tmp_path: Path, server: StartServer) -> None:
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     running = server("--mirror", tmp_path / "file", python=python, script=alone)
-    assert "THERE IS NO SECOND COPY" in running.errors
+    running.wait_for("THERE IS NO SECOND COPY")
