@@ -4284,7 +4284,7 @@ dt { color: var(--soft); font-size: 13px; font-weight: 600; } dd { margin: 1px 0
 dialog { border: 1px solid var(--line); border-radius: 12px; background: var(--card); color: var(--text); padding: 22px;
   width: min(480px, calc(100vw - 32px)); }
 dialog::backdrop { background: rgb(0 0 0 / 55%); } dialog h2 { font-size: 19px; overflow-wrap: anywhere; }
-.stale { opacity: .55; }
+.stale > section { opacity: .55; }
 @media (max-width: 900px) {
   .columns { grid-template-columns: minmax(0, 1fr); } .tiles, .facts4 { grid-template-columns: 1fr 1fr; }
   dl { grid-template-columns: 1fr 1fr; }
@@ -4413,7 +4413,8 @@ const TEXT = {
   goneSince: ["The server has not answered since {0}: see its window, and start it again. This is old.",
     "服务器自 {0} 起没有响应：请查看其窗口并重新启动。此处显示的是旧数据。"],
   closed: ["This page is locked. Open it with the link that “certtool.py serve” printed when it started.",
-    "此页面已锁定。请用 “certtool.py serve” 启动时显示的链接打开。"], minutes: ["{0} min", "{0} 分钟"],
+    "此页面已锁定。请用 “certtool.py serve” 启动时显示的链接打开。"],
+  locked: ["Locked", "已锁定"], minutes: ["{0} min", "{0} 分钟"],
   hoursMinutes: ["{0} h {1} min", "{0} 小时 {1} 分钟"], days: ["{0} days", "{0} 天"],
   choose: ["Choose the identity file, or drop it here", "选择设备身份文件，或拖放到此处"],
   dropHint: ["CSV from the cloud console. Nothing is added before you have seen what is in it.",
@@ -4493,6 +4494,7 @@ const SENTENCES = [
 ];
 const STATUSES = ["Unallocated", "Allocated", "Written", "Failed", "Void"];
 const MORE = 200;  // bad rows shown at a time
+const PATIENCE = 5000;  // milliseconds: the connection to a server that hangs does not end
 const $ = (id) => document.getElementById(id);
 const zh = () => document.documentElement.lang === "zh";
 const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
@@ -4556,6 +4558,7 @@ async function ask(operation, body, type = "application/json") {
   const data = type === "application/json" ? JSON.stringify(body) : body;
   const headers = { "Content-Type": type, "Certtool-Key": linkKey || stored("key") || "" };
   const options = { method: "POST", headers, body: data };
+  if (operation === "line") options.signal = AbortSignal.timeout(PATIENCE);
   const response = await fetch("/certtool/" + operation, options);
   const answer = await response.json();
   if (answer.Status !== "OK") throw Object.assign(new Error(say(answer.Message)), { status: response.status });
@@ -4587,10 +4590,10 @@ function drawLine() {
   }
   redraw("banners", banners, (list) => list.map(([key, ...values]) =>
     h("p", { class: key === "lowStock" ? "banner warn" : "banner" }, key ? t(key, ...values) : say(values[0]))));
-  const gone = locked || goneSince > 0;
-  $("live").className = gone ? "gone" : "";
-  if ($("live").textContent !== t(gone ? "gone" : "live")) $("live").textContent = t(gone ? "gone" : "live");
-  document.querySelector("main").classList.toggle("stale", gone && !locked);
+  const word = locked ? "locked" : goneSince ? "gone" : "live";
+  $("live").className = word === "live" ? "" : "gone";
+  if ($("live").textContent !== t(word)) $("live").textContent = t(word);
+  document.querySelector("main").classList.toggle("stale", word !== "live");
   if (!now) return;
   redraw("tiles", now.shift, drawTiles);
   redraw("products", [now.products, now.stocks], drawProducts);

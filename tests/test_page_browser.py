@@ -215,6 +215,36 @@ def test_the_page_says_so_when_the_server_is_gone_and_comes_back_by_the_new_link
     assert page.inner_text("#live") == "No server"
 
 
+def test_the_page_says_so_when_the_server_hangs_and_shows_the_line_again_when_it_answers(
+    server: StartServer, visit: Open
+) -> None:
+    page = visit(server("--import", SAMPLE))
+    page.route("**/certtool/line", lambda _: None)  # the connection stays, and nothing comes
+    until(page, "document.querySelector('#live').textContent === 'No server'")
+    assert "has not answered since" in page.inner_text("#banners")
+    page.unroute("**/certtool/line")
+    until(page, "document.querySelector('#live').textContent === 'Live'")
+
+
+def test_what_is_old_is_pale_and_the_sentence_that_says_so_is_not(server: StartServer, chromium: Any) -> None:
+    running = server("--import", SAMPLE)
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(link(running))
+    until(page, "snapshot !== null")
+    opacity = "['#line', '#banners', 'main'].map(name => getComputedStyle(document.querySelector(name)).opacity).join()"
+    assert page.evaluate(opacity) == "1,1,1"
+    page.evaluate("localStorage.setItem('key', 'of before a restart')")
+    until(page, "document.querySelector('#live').textContent === 'Locked'")
+    assert page.evaluate(opacity) == "0.55,1,1"
+    page.goto(link(running))
+    until(page, "snapshot !== null && document.querySelector('#live').textContent === 'Live'")
+    running.stop()
+    until(page, "document.querySelector('#live').textContent === 'No server'")
+    assert page.evaluate(opacity) == "0.55,1,1"
+    context.close()
+
+
 def test_the_file_that_open_hands_to_the_browser_opens_the_page(
     server: StartServer, store: Path, chromium: Any
 ) -> None:
