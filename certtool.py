@@ -4370,8 +4370,9 @@ PAGE_BODY = r"""
     </div>
     <div class="card"><div id="rows"></div>
       <div class="actions row"><span id="place" class="label" role="status"></span><span class="actions">
-        <button id="first" data-text="first"></button><button id="previous" data-text="previous"></button>
-        <button id="next" data-text="next"></button></span></div>
+        <button id="first" data-text="first" disabled></button>
+        <button id="previous" data-text="previous" disabled></button>
+        <button id="next" data-text="next" disabled></button></span></div>
     </div>
   </section>
 </main>
@@ -4770,6 +4771,7 @@ function drawReport(answer, preview) {
 
 // ---- Device Query ---------------------------------------------------------------------------------------------------
 let starts = [0], listed = null, current = null, secretsOf = null;
+let listing = 0, opening = 0;  // the last question: what answers an earlier one comes too late
 
 const chosen = (id) => $(id + "Filter").value;
 const filters = () => ({ product_key: chosen("product"), batch: chosen("batch"), status: chosen("status") });
@@ -4788,12 +4790,18 @@ function drawFilters() {
     $(id).value = before;
   }
 }
-async function list() {
+async function list(wanted = starts) {
+  const turn = ++listing;
+  $("missed").hidden = true;
   $("download").href = "/certtool/export?" + new URLSearchParams(filters());
   try {
-    listed = await ask("query", { ...filters(), start: starts[starts.length - 1] });
-    $("missed").hidden = true;
-  } catch (error) { miss(reason(error)); return; }
+    const answer = await ask("query", { ...filters(), start: wanted[wanted.length - 1] });
+    if (turn !== listing) return;
+    [listed, starts] = [answer, wanted];
+  } catch (error) {
+    if (turn === listing) miss(reason(error));
+    return;
+  }
   drawRows();
 }
 function drawRows() {
@@ -4816,36 +4824,53 @@ function miss(sentence) {
 async function find() {
   const text = $("text").value.trim();
   $("text").select();
-  if (!text) return;
-  current = null;
-  drawDetails();
+  if (!text) { list([0]); return; }
+  close();
+  const turn = opening;
+  $("missed").hidden = true;
   try {
     const { rows } = await ask("query", { text });
+    if (turn !== opening) return;
     if (!rows.length) miss(t("nothing", text));
     else if (rows.length === 1) await open(rows[0], false);
     else {
+      ++listing;
       listed = { rows, total: rows.length, next: null, size: rows.length };
       starts = [0];
       drawRows();
     }
-    if (rows.length) $("missed").hidden = true;
-  } catch (error) { miss(reason(error)); }
+  } catch (error) { if (turn === opening) miss(reason(error)); }
 }
 async function open(row, focus) {
-  secretsOf = null;
+  const turn = ++opening;
   try {
-    current = await ask("certificate", keys(row));
-  } catch (error) { miss(reason(error)); return; }
+    const answer = await ask("certificate", keys(row));
+    if (turn !== opening) return;
+    [current, secretsOf] = [answer, null];
+  } catch (error) {
+    if (turn === opening) miss(reason(error));
+    return;
+  }
   drawDetails();
   if (focus) { $("details").scrollIntoView({ block: "nearest" }); $("closeDetails").focus(); }
+}
+function close() {
+  ++opening;
+  current = secretsOf = null;
+  drawDetails();
 }
 async function reveal() {
   if (secretsOf) secretsOf = null;
   else {
+    const turn = ++opening, wanted = keys(current.row);
     try {
-      secretsOf = (await ask("reveal", keys(current.row))).Secrets;
-      current = await ask("certificate", keys(current.row));
-    } catch (error) { miss(reason(error)); return; }
+      const { Secrets } = await ask("reveal", wanted), answer = await ask("certificate", wanted);
+      if (turn !== opening) return;
+      [current, secretsOf] = [answer, Secrets];
+    } catch (error) {
+      if (turn === opening) miss(reason(error));
+      return;
+    }
   }
   drawDetails();
   $("reveal").focus();
@@ -4856,7 +4881,6 @@ function drawDetails() {
   const { row, history } = current, fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value || "—"));
   const secret = (name) => fact(name, secretsOf ? secretsOf[name] : "••••••••");
   const act = (verb, kind = "") => button({ class: kind, id: verb, onclick: () => confirm(verb) }, t(verb));
-  const close = () => { current = null; drawDetails(); $("text").focus(); };
   const releasable = ["Allocated", "Written", "Failed"].includes(row.Status);
   $("details").replaceChildren(
     h("div", { class: "row" }, h("span", { class: "key" }, row.DeviceName), badge(row.Status)),
@@ -4866,7 +4890,7 @@ function drawDetails() {
       secret("ProductSecret"), secret("DeviceSecret")),
     h("div", { class: "actions" }, button({ id: "reveal", onclick: reveal }, t(secretsOf ? "hide" : "show")),
       releasable && act("release"), row.Status !== "Void" && act("void", "danger"),
-      button({ id: "closeDetails", onclick: close }, t("close"))),
+      button({ id: "closeDetails", onclick: () => { close(); $("text").focus(); } }, t("close"))),
     h("h2", { class: "space" }, t("history")),
     table(["time", "event", "who", "DeviceID", "station"], history.map((event) =>
       [moment(event.time), cell("word", t(event.kind)), [event.who, event.reason].filter(Boolean).join(": ") || "—",
@@ -4881,16 +4905,24 @@ function confirm(verb) {
   $("reason").value = "";
   $("force").checked = false;
   $("dialogFail").textContent = "";
-  $("forceLine").hidden = verb !== "release" || row.Status !== "Written";
+  offerForce();
   $("dialog").showModal();
   $("reason").focus();
+}
+function offerForce() {
+  $("forceLine").hidden = $("dialog").dataset.verb !== "release" || current.row.Status !== "Written";
 }
 async function operate() {
   const { row } = current;
   const fields = { ...keys(row), reason: $("reason").value, force: $("force").checked };
   try {
     await ask($("dialog").dataset.verb, fields);
-  } catch (error) { $("dialogFail").textContent = reason(error); return; }
+  } catch (error) {
+    $("dialogFail").textContent = reason(error);
+    await open(row, false);  // its device may have reported meanwhile
+    offerForce();
+    return;
+  }
   $("dialog").close();
   await Promise.all([open(row, true), list()]);
 }
@@ -4946,12 +4978,17 @@ $("file").onclick = () => { $("file").value = ""; };
 $("form").onsubmit = (event) => { event.preventDefault(); check(); };
 $("form").onchange = (event) => { if (event.target !== $("file") && file) check(); };
 $("drop").ondragover = $("drop").ondragleave = $("drop").ondrop = over;
+$("text").onfocus = () => setTimeout(() => $("text").select());  // or what is scanned next goes into what was
 $("search").onsubmit = (event) => { event.preventDefault(); find(); };
-for (const id of ["productFilter", "batchFilter", "statusFilter"]) $(id).onchange = () => { starts = [0]; list(); };
-$("first").onclick = () => { starts = [0]; list(); };
-$("previous").onclick = () => { starts.pop(); list(); };
-$("next").onclick = () => { starts.push(listed.next); list(); };
-$("dialogForm").onsubmit = (event) => { event.preventDefault(); operate(); };
+for (const id of ["productFilter", "batchFilter", "statusFilter"]) $(id).onchange = () => list([0]);
+$("first").onclick = () => list([0]);
+$("previous").onclick = () => list(starts.slice(0, -1));
+$("next").onclick = () => list([...starts, listed.next]);
+$("dialogForm").onsubmit = (event) => {
+  event.preventDefault();
+  $("reason").value = $("reason").value.trim();
+  if ($("dialogForm").reportValidity()) operate();
+};
 $("cancel").onclick = () => $("dialog").close();
 window.onhashchange = view;
 view();

@@ -331,6 +331,7 @@ def test_without_the_link_the_page_shows_nothing_and_says_how_to_open_it(server:
     page.goto(f"http://127.0.0.1:{running.port}/")
     until(page, "document.querySelector('#banners').innerText.includes('locked')")
     assert WIFI not in page.content()
+    assert page.eval_on_selector_all("#first, #previous, #next", "all => all.map(each => each.disabled)") == [True] * 3
     page.close()
 
 
@@ -439,6 +440,124 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
     ]
     for sentence in sentences:
         assert re.search(r"[\u4e00-\u9fff]{2}", page.evaluate("sentence => say(sentence)", sentence)), sentence
+
+
+class Late:
+    """Holds the next question of one kind back from the server, until `go`."""
+
+    def __init__(self, page: Any, operation: str) -> None:
+        self.page = page
+        self.held: List[Any] = []
+        page.route(f"**/certtool/{operation}", lambda route: self.held.append(route), times=1)
+
+    def go(self) -> None:
+        """Let it have its answer, after all that was asked since."""
+        end = time.monotonic() + 15
+        while not self.held and time.monotonic() < end:
+            self.page.wait_for_timeout(20)
+        self.page.wait_for_timeout(300)
+        with self.page.expect_response(lambda response: response.url == self.held[0].request.url):
+            self.held[0].continue_()
+        self.page.wait_for_timeout(200)
+
+
+def test_a_late_answer_shows_no_certificate_and_no_secret_in_the_place_of_another(
+    server: StartServer, visit: Open
+) -> None:
+    running = server("--import", SAMPLE)
+    given = {device: running.request(WIFI, device)[1] for device in ("device-1", "device-2")}
+    page = visit(running)
+    page.click("text=Device Query")
+    details = "text => document.querySelector('#details').innerText.includes(text)"
+    scan(page, "device-1")
+    until(page, details, "device-1")
+    late = Late(page, "reveal")
+    page.click("#reveal")
+    page.click("#text")
+    until(page, "$('text').selectionStart === 0 && $('text').selectionEnd === $('text').value.length")
+    scan(page, "device-2")
+    until(page, details, "device-2")
+    late.go()
+    assert given["device-1"]["DeviceSecret"] not in page.content()
+    assert given["device-2"]["DeviceName"] == page.inner_text("#details .key")
+    late = Late(page, "reveal")
+    page.click("#reveal")
+    page.click("#closeDetails")
+    late.go()
+    assert not page.is_visible("#details")
+    assert not page.is_visible("#missed")
+    late = Late(page, "certificate")
+    scan(page, "device-1")
+    scan(page, "nobody")
+    page.wait_for_selector("#missed:not([hidden])")
+    late.go()
+    assert not page.is_visible("#details")
+    assert "nobody" in page.inner_text("#missed")
+
+
+def test_the_list_is_what_the_filters_and_its_numbers_say_whichever_answer_comes_last(
+    server: StartServer, visit: Open, tmp_path: Path
+) -> None:
+    running = server("--import", write(tmp_path / "march.csv", 300))
+    for number in range(3):
+        running.request(PRODUCT, f"device-{number}")
+    running.report(PRODUCT, "device-0", 1)
+    page = visit(running)
+    page.click("text=Device Query")
+    place = "text => document.querySelector('#place').textContent === text"
+    until(page, place, "1\u201350 of 300")
+    late = Late(page, "query")
+    page.select_option("#statusFilter", "Written")
+    page.select_option("#statusFilter", "Allocated")
+    until(page, place, "1\u20132 of 2")
+    late.go()
+    assert page.inner_text("#place") == "1\u20132 of 2"
+    assert page.eval_on_selector_all("#rows .status", "all => all.map(each => each.innerText)") == ["Allocated"] * 2
+    page.select_option("#statusFilter", "")
+    until(page, place, "1\u201350 of 300")
+    third = page.evaluate("ask('query', {start: 50}).then(answer => answer.rows[0].DeviceName)")
+    late = Late(page, "query")
+    page.click("#next")
+    page.click("#next")
+    late.go()
+    until(page, place, "51\u2013100 of 300")
+    assert page.inner_text("#rows td") == third
+    page.fill("#text", "nobody")
+    page.press("#text", "Enter")
+    page.wait_for_selector("#missed:not([hidden])")
+    page.fill("#text", "")
+    page.press("#text", "Enter")
+    until(page, place, "1\u201350 of 300")
+    assert not page.is_visible("#missed")
+
+
+def test_a_release_that_a_burn_overtook_asks_whether_the_device_is_scrap(
+    server: StartServer, store: Path, chromium: Any
+) -> None:
+    running = server("--import", SAMPLE)
+    running.request(WIFI, "device-1")
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(f"{link(running)}#query")
+    page.click("text=Device Query")
+    until(page, "document.activeElement.id === 'text'")
+    scan(page, "device-1")
+    page.wait_for_selector("#release")
+    running.report(WIFI, "device-1", 1)
+    page.click("#release")
+    assert not page.is_visible("#force")
+    page.fill("#reason", "   ")
+    page.keyboard.press("Enter")
+    assert page.input_value("#reason") == ""
+    page.fill("#reason", "board scrapped")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#force")
+    assert "It is Written" in page.inner_text("#dialogFail")
+    page.check("#force")
+    page.click("#confirm")
+    until(page, "document.querySelector('#details .status').innerText === 'Unallocated'")
+    assert "board scrapped" in (store / "journal.csv").read_text("utf-8")
+    context.close()
 
 
 def test_hostile_names_in_every_field_are_only_text(server: StartServer, visit: Open, tmp_path: Path) -> None:
