@@ -4431,6 +4431,8 @@ const TEXT = {
   importGood: ["Add only the {0} good rows", "只添加 {0} 个正确的行"],
   mend: ["Mend these rows in the file and choose it again: with a bad row nothing is added.",
     "请在文件中改正这些行后重新选择：只要有错误行，就不会添加。"],
+  notAdded: ["These rows were not added: mend them in the file and choose it again.",
+    "以下行未添加：请在文件中改正后重新选择。"],
   nothingNew: ["There is nothing new in this file.", "此文件中没有新证书。"],
   ignored: ["Columns not used: {0}", "未使用的列：{0}"], more: ["Show more ({0} left)", "显示更多（还有 {0} 行）"],
   importing: ["Adding: {0} rows …", "正在添加：{0} 行……"], done: ["The certificates are added", "证书已添加"],
@@ -4562,11 +4564,11 @@ async function ask(operation, body, type = "application/json") {
   if (operation === "line") options.signal = AbortSignal.timeout(PATIENCE);
   const response = await fetch("/certtool/" + operation, options);
   const answer = await response.json();
-  if (answer.Status !== "OK") throw Object.assign(new Error(say(answer.Message)), { status: response.status });
+  if (answer.Status !== "OK") throw Object.assign(new Error(answer.Message), { status: response.status });
   if (linkKey) { store("key", linkKey); linkKey = ""; }  // for all tabs, also those of before a restart
   return answer;
 }
-const reason = (error) => (error instanceof TypeError ? t("gone") : error.message);
+const reason = (error) => (error instanceof TypeError ? t("gone") : say(error.message));
 
 // ---- Line -----------------------------------------------------------------------------------------------------------
 async function poll() {
@@ -4675,26 +4677,31 @@ function drawFeed(feed) {
 }
 
 // ---- Add Device -----------------------------------------------------------------------------------------------------
-let file = null, importing = null, checked = 0;
-const report = (...parts) => $("report").replaceChildren(h("h2", {}, t("result")), ...parts);
+let file = null, named = "", importing = false, checked = 0, said = () => plain(note(t("noPreview")));
+const plain = (...parts) => [h("h2", {}, t("result")), ...parts];
+const reportFailure = (error) => report(() => plain(fail(reason(error))));
 
+function report(draw) {  // which is kept, to say it again in the other language
+  said = draw;
+  $("report").replaceChildren(...draw());
+}
 async function choose(chosen) {
   if (!chosen) return;
+  const { batch } = $("form").elements, name = chosen.name.replace(/\.[^.]*$/, "");
   try {
     file = { name: chosen.name, bytes: new Uint8Array(await chosen.arrayBuffer()) };
   } catch {
     file = null;
-    report(fail(t("changed")));
+    drawChosen();
+    report(() => plain(fail(t("changed"))));
     return;
   }
-  $("form").elements.batch.value = chosen.name.replace(/\.[^.]*$/, "");
+  if (!batch.value || batch.value === named) batch.value = name;  // what was typed stays
+  named = name;
   drawChosen();
   check();
 }
-function drawChosen() {
-  $("chosen").textContent = file ? file.name : t("choose");
-  if (!file && !importing) report(note(t("noPreview")));
-}
+function drawChosen() { $("chosen").textContent = file ? file.name : t("choose"); }
 function send(dryRun, skipBad) {
   const options = { dry_run: dryRun, skip_bad: skipBad }, fields = $("form").elements;
   for (const { name, value } of fields) if (name) options[name] = value.trim();
@@ -4702,40 +4709,42 @@ function send(dryRun, skipBad) {
   return ask("import", new Blob([head, file.bytes]), "application/octet-stream");
 }
 async function check() {
-  if (!file) { report(fail(t("chooseFirst"))); return; }
+  if (importing) return;
+  if (!file) { report(() => plain(fail(t("chooseFirst")))); return; }
   const turn = ++checked;
-  report(note(t("checking")));
+  report(() => plain(note(t("checking"))));
   try {
     const answer = await send(true, false);
-    if (turn === checked) drawReport(answer.Report, true);
+    if (turn === checked) report(() => describe(answer.Report, ""));
   } catch (error) {
-    if (turn === checked) report(fail(reason(error)));
+    if (turn === checked) reportFailure(error);
   }
 }
 async function add(skipBad) {
-  const lines = file.bytes.reduce((sum, byte) => sum + (byte === 10), 0);
-  importing = { lines };
-  report(h("p", { id: "progressText" }, t("importing", 0)),
-    h("progress", { id: "progress", max: Math.max(1, lines), value: 0, "aria-label": t("result") }));
+  const added = file, lines = added.bytes.reduce((sum, byte) => sum + (byte === 10), 0);
+  importing = true;
+  report(() => plain(h("p", { id: "progressText" }, t("importing", 0)),
+    h("progress", { id: "progress", max: Math.max(1, lines), value: 0, "aria-label": t("result") })));
   try {
     const answer = await send(false, skipBad);
-    drawReport(answer.Report, false);
-    if (answer.Report.ok) {
+    report(() => describe(answer.Report, added.name));
+    if (answer.Report.ok && file === added) {  // else another was chosen meanwhile
       file = null;
       $("form").reset();
-      $("chosen").textContent = t("choose");
+      drawChosen();
     }
   } catch (error) {
-    report(fail(reason(error)));
+    reportFailure(error);
   }
-  importing = null;
+  importing = false;
 }
 function drawProgress(rows) {
   if (rows === null || !$("progress")) return;
   $("progress").value = rows;
   $("progressText").textContent = t("importing", number(rows));
 }
-function drawReport(answer, preview) {
+function describe(answer, added) {  // what is in a file, or what became of the one that was added
+  const preview = !added;
   const big = (key, value, kind = "") =>
     h("div", {}, h("p", { class: "label" }, t(key)), h("div", { class: "big " + kind }, number(value)));
   const good = answer.read - answer.duplicates - answer.rejected, done = answer.ok && !preview;
@@ -4743,8 +4752,8 @@ function drawReport(answer, preview) {
     h("div", { class: "grid facts4" }, big("read", answer.read),
       preview ? big("would", good) : big("imported", answer.imported), big("duplicates", answer.duplicates),
       big("rejected", answer.rejected, answer.rejected ? "fail" : ""))];
-  if (answer.batches.length) parts.push(note(`${t("batch")}: ${answer.batches.join(", ")}`));
-  if (!preview && file) parts.push(note(`${t("file")}: ${file.name}`));
+  if (!preview && answer.batches.length) parts.push(note(`${t("batch")}: ${answer.batches.join(", ")}`));
+  if (!preview) parts.push(note(`${t("file")}: ${added}`));
   if (answer.ignored.length) parts.push(note(t("ignored", answer.ignored.join(", "))));
   if (answer.errors.length) {
     const rows = h("tbody");
@@ -4758,7 +4767,7 @@ function drawReport(answer, preview) {
     };
     const more = button({ onclick: grow }, "");
     grow();
-    parts.push(fail(t("mend")), h("table", { id: "bad" }, h("thead", {}, h("tr", {},
+    parts.push(fail(t(done ? "notAdded" : "mend")), h("table", { id: "bad" }, h("thead", {}, h("tr", {},
       h("th", { scope: "col" }, t("row")), h("th", { scope: "col" }, t("problem")))), rows), more);
   } else if (preview && !good) parts.push(h("p", {}, t("nothingNew")));
   if (preview && good && answer.errors.length === answer.rejected) {
@@ -4766,7 +4775,7 @@ function drawReport(answer, preview) {
     parts.push(h("div", { class: "actions" },
       button({ class: bad ? "" : "main", id: "import", onclick: () => add(bad) }, label)));
   }
-  $("report").replaceChildren(...parts);
+  return parts;
 }
 
 // ---- Device Query ---------------------------------------------------------------------------------------------------
@@ -4950,6 +4959,7 @@ function speak(language) {
   $("language").lang = zh() ? "en" : "zh";
   shown = {};
   drawChosen();
+  report(said);
   drawLine();
   drawRows();
   drawDetails();
@@ -4976,7 +4986,7 @@ $("language").onclick = () => { speak(zh() ? "en" : "zh"); store("language", doc
 $("file").onchange = () => choose($("file").files[0]);
 $("file").onclick = () => { $("file").value = ""; };
 $("form").onsubmit = (event) => { event.preventDefault(); check(); };
-$("form").onchange = (event) => { if (event.target !== $("file") && file) check(); };
+$("form").onchange = (event) => { if (file && event.target.name.startsWith("product")) check(); };
 $("drop").ondragover = $("drop").ondragleave = $("drop").ondrop = over;
 $("text").onfocus = () => setTimeout(() => $("text").select());  // or what is scanned next goes into what was
 $("search").onsubmit = (event) => { event.preventDefault(); find(); };

@@ -560,6 +560,76 @@ def test_a_release_that_a_burn_overtook_asks_whether_the_device_is_scrap(
     context.close()
 
 
+def test_a_batch_that_was_typed_stays_and_needs_no_second_click(
+    server: StartServer, visit: Open, tmp_path: Path
+) -> None:
+    running = server()
+    page = visit(running)
+    page.click("text=Add Device")
+    file = tmp_path / "lamps.csv"
+    file.write_text(LAMPS)
+    page.fill("[name=product_key]", "a1Lamp")
+    choose(page, file)
+    page.wait_for_selector("#bad")
+    assert page.input_value("[name=batch]") == "lamps"
+    page.fill("[name=batch]", "order 117")
+    file.write_text(LAMPS.replace("1.23E+15", "5c41ff0e9a7b2d36").replace("lamp 0003", "lamp-0003"))
+    choose(page, file)
+    page.wait_for_selector("text=Add 3 certificates")
+    assert page.input_value("[name=batch]") == "order 117"
+    page.fill("[name=batch]", "order 118")
+    page.click("#import")
+    page.wait_for_selector("h2.done")
+    assert "Batch: order 118" in page.inner_text("#report")
+    assert page.input_value("[name=batch]") == ""
+    choose(page, file)
+    until(page, "document.querySelector('[name=batch]').value === 'lamps'")
+
+
+def test_the_other_language_tells_again_what_is_in_a_file_and_what_became_of_it(
+    server: StartServer, visit: Open, tmp_path: Path
+) -> None:
+    page = visit(server())
+    page.click("text=Add Device")
+    file = tmp_path / "lamps.csv"
+    file.write_text(LAMPS)
+    page.fill("[name=product_key]", "a1Lamp")
+    page.set_input_files("#file", str(file))
+    page.wait_for_selector("text=Preview: nothing is added yet")
+    page.click("#language")
+    assert re.search(r"[a-z]{4,} [a-z]{2,}", page.inner_text("#report")) is None
+    page.click("#import")
+    page.wait_for_selector("h2.done")
+    page.click("#language")
+    report = page.inner_text("#report")
+    assert "The certificates are added" in report
+    assert "These rows were not added" in report
+    assert "nothing is added" not in report
+    page.click("text=Check the file")
+    page.wait_for_selector("text=Choose a file first.")
+    page.click("#language")
+    assert "请先选择文件。" in page.inner_text("#report")
+
+
+def test_a_file_chosen_while_another_is_added_stays_chosen(server: StartServer, visit: Open, tmp_path: Path) -> None:
+    page = visit(server())
+    page.click("text=Add Device")
+    page.set_input_files("#file", str(write(tmp_path / "march.csv", 3)))
+    page.wait_for_selector("#import")
+    late = Late(page, "import")
+    page.click("#import")
+    page.set_input_files("#file", str(write(tmp_path / "april.csv", 3, first=3)))
+    until(page, "document.querySelector('#chosen').textContent === 'april.csv'")
+    assert page.is_visible("#progress")
+    late.go()
+    page.wait_for_selector("h2.done")
+    assert "File: march.csv" in page.inner_text("#report")
+    assert "Batch: march" in page.inner_text("#report")
+    page.click("text=Check the file")
+    page.click("#import")
+    until(page, "document.querySelector('#report').innerText.includes('File: april.csv')")
+
+
 def test_hostile_names_in_every_field_are_only_text(server: StartServer, visit: Open, tmp_path: Path) -> None:
     running = server()
     client = PageClient(running)
@@ -574,9 +644,9 @@ def test_hostile_names_in_every_field_are_only_text(server: StartServer, visit: 
     page.click("text=Add Device")
     page.set_input_files("#file", str(hostile))
     page.wait_for_selector("#import")
-    assert IMAGE in page.inner_text("#report")
     page.click("#import")
     page.wait_for_selector("h2.done")
+    assert IMAGE in page.inner_text("#report")
     for device in (IMAGE, formula):
         assert running.request("<i>key</i>", device)[0] == 200
         assert running.report("<i>key</i>", device, 1)[0] == 200
