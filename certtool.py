@@ -4385,7 +4385,8 @@ PAGE_BODY = r"""
   <div class="actions"><button class="main" id="confirm"></button>
     <button type="button" id="cancel" data-text="cancel"></button></div>
 </form></dialog>
-<noscript>JavaScript is needed.</noscript>
+<p id="old" class="banner">This page needs JavaScript, and Chrome 109, Edge 109, Firefox 115 or a later one.
+  此页面需要 JavaScript 和 Chrome 109、Edge 109、Firefox 115 或更高版本。</p>
 """
 
 PAGE_SCRIPT = r"""
@@ -4411,6 +4412,7 @@ const TEXT = {
   noneLeft: ["STOCK IS EMPTY: no certificate of product {0} is left. The line stands still until you add more.",
     "库存用完：产品 {0} 已没有证书。添加之前产线无法继续。"],
   finished: ["{0} batches with nothing left are not shown here.", "另有 {0} 个已用完的批次未在此显示。"],
+  others: ["{0} more batches are not shown here.", "另有 {0} 个批次未在此显示。"],
   goneSince: ["The server has not answered since {0}: see its window, and start it again. This is old.",
     "服务器自 {0} 起没有响应：请查看其窗口并重新启动。此处显示的是旧数据。"],
   closed: ["This page is locked. Open it with the link that “certtool.py serve” printed when it started.",
@@ -4492,6 +4494,19 @@ const SENTENCES = [
   [/^(?:An|The) import (?:file )?could not be \w+ \((.+)\).*/, "无法写入导入文件（$1）：请检查磁盘空间和权限。"],
   [/^Another program changed (imports\/.+) at once.*/, "其他程序立即改动了 $1：请查明原因后重新导入。"],
   [/^Another program changed journal\.csv.*/, "其他程序改动了 journal.csv：请查明原因后重新启动。"],
+  [/^The disk failed to keep a record \((.+)\).*/, "磁盘未能保存记录（$1）：请检查磁盘后重新启动。"],
+  [/^A failed record could not be taken back.*/, "无法撤回写入失败的记录：请检查磁盘后重新启动。"],
+  [/^Something unexpected stopped the recording.*/, "意外错误使记录停止：请保留日志后重新启动。"],
+  [/^Something unexpected happened here.*/, "发生意外错误：服务器窗口中有说明。"],
+  [/^Please report: (.+)$/, "请向开发者报告：$1"],
+  [/^THERE IS NO SECOND COPY: the mirror (.+) failed \((.+)\)\. The line.*/,
+    "没有第二份副本：镜像 $1 失败（$2）。产线继续运行。请修复磁盘后重新启动，届时会补齐缺少的内容。"],
+  [/^This PC cannot remember how far the store has come \((.+)\), so.*/,
+    "本机无法记住库的进度（$1），因此无法发现旧副本被放回。"],
+  [/^No connection can be taken \((.+)\).*/, "无法接受连接（$1）：请关闭其他程序。"],
+  [/^A running server takes files of 256 MiB.*/, "运行中的服务器最多接受 256 MiB 的文件：请停止服务器后再导入。"],
+  [/^This PC has no memory for so long.*/, "本机内存不足，无法接收这么大的文件：请拆分文件。"],
+  [/^This page is locked.*/, "此页面已锁定：请用 certtool.py serve 启动时显示的链接打开。"],
   [/^(.+) cannot be read: put it back.*/, "无法读取 $1：请恢复该文件后重新启动。"],
   [/^A device of the file got another certificate meanwhile.*/, "文件中的某个设备刚刚得到了另一个证书：请重新导入。"],
 ];
@@ -4637,7 +4652,8 @@ function drawProducts([products, stocks]) {
       product.hours_left !== null && h("p", { class: "label" }, t("runsOutIn", duration(product.hours_left))),
       ...list.map((stock) => h("div", { class: "batch" },
         h("div", { class: "mono" }, stock.batch), bar(stock.counts), counts(stock.counts))),
-      own.length > list.length && note(t("finished", number(own.length - list.length))));
+      own.length > list.length &&
+        note(t(open.length > list.length ? "others" : "finished", number(own.length - list.length))));
   });
 }
 function drawChart(hours) {
@@ -4975,6 +4991,7 @@ function over(event) {
   if (event.type === "drop") choose(event.dataTransfer.files[0]);
 }
 
+$("old").remove();
 if (location.hash.startsWith("#key=")) {  // kept once an answer proves it: any web page may lead here with another
   linkKey = location.hash.slice(5);
   history.replaceState(null, "", "/");
@@ -5114,11 +5131,11 @@ class Activity:
         self.count()
         first_hour = now // HOUR - SHIFT_HOURS + 1
         by_hour = {hour: [0, 0, 0, 0] for hour in range(first_hour, first_hour + SHIFT_HOURS)}
-        by_station: Dict[str, List[int]] = {station: [0, 0, 0, 0] for station in self.seen}
-        for hour, sums in self.hours.items():
-            for (_, station), counts in sums.items():
-                totals = by_hour.get(hour, [0, 0, 0, 0]), by_station.setdefault(station, [0, 0, 0, 0])
-                for total in totals:
+        seen = {station: at for station, at in self.seen.items() if at // HOUR >= first_hour}
+        by_station: Dict[str, List[int]] = {station: [0, 0, 0, 0] for station in seen}
+        for hour, in_hour in by_hour.items():
+            for (_, station), counts in self.hours.get(hour, {}).items():
+                for total in (in_hour, by_station.setdefault(station, [0, 0, 0, 0])):
                     total[:] = map(operator.add, total, counts)
         recent = [minute for minute in self.minutes if now // MINUTE - RATE_MINUTES < minute <= now // MINUTE]
         span = max(now - min(recent, default=0) * MINUTE, MINUTE) / HOUR
@@ -5138,7 +5155,7 @@ class Activity:
             }
             for product in products
         ]
-        latest = sorted(self.seen.items(), key=lambda item: -item[1])
+        latest = sorted(seen.items(), key=lambda item: -item[1])
         return {
             "products": rows,
             "shift": {

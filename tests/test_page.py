@@ -233,6 +233,21 @@ def test_made_up_products_of_refused_requests_hide_no_station_and_no_forecast(se
     assert [station[2:] for station in line["stations"]] == [[4, 0, 0, certtool.MAX_SUMS]]
 
 
+def test_a_shift_that_is_over_counts_no_more_for_a_station_either() -> None:
+    activity = certtool.Activity()
+    friday = 500_000 * certtool.HOUR
+    for station, at in (("192.0.2.7", friday), ("192.0.2.8", friday + 8 * certtool.HOUR)):
+        for action, result in (("request", "allocated"), ("burned", "Written")):
+            activity.add([certtool.RequestEvent(at, station, action, "device", "name", result, PRODUCT)])
+    evening = friday + 8 * certtool.HOUR
+    assert activity.snapshot([], evening)["stations"] == [
+        ["192.0.2.8", evening, 1, 1, 0, 0],
+        ["192.0.2.7", friday, 1, 1, 0, 0],
+    ]
+    assert activity.snapshot([], friday + 12 * certtool.HOUR)["stations"] == [["192.0.2.8", evening, 1, 1, 0, 0]]
+    assert activity.snapshot([], friday + 72 * certtool.HOUR)["stations"] == []
+
+
 def test_after_a_restart_the_line_still_shows_the_shift(server: StartServer) -> None:
     running = server("--import", SAMPLE)
     for number in range(4):

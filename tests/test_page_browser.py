@@ -19,6 +19,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
 import playwright.sync_api as playwright
 import pytest
 
+import certtool
 from tests.identities import PRODUCT, write
 from tests.pages import PageClient, link
 from tests.support import ROOT, SAMPLE, Server, StartServer, missing, need
@@ -335,6 +336,15 @@ def test_without_the_link_the_page_shows_nothing_and_says_how_to_open_it(server:
     page.close()
 
 
+def test_a_browser_that_cannot_run_the_page_says_so_in_both_languages(server: StartServer, chromium: Any) -> None:
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(link(server()))
+    assert "Chrome 109" in page.inner_text("body")
+    assert "此页面需要 JavaScript" in page.inner_text("body")
+    context.close()
+
+
 def fill(running: Server, tmp_path: Path) -> str:
     """Let all kinds of things have happened; return the DeviceID of one that failed."""
     PageClient(running).upload("Lamps.csv", write(tmp_path / "x.csv", 9_000).read_bytes(), batch="2026-11 Lamps")
@@ -437,6 +447,19 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
         "It is void, and a void certificate is never given out again.",
         "Only 99 certificates of product a1 are left: import more.",
         "Imported 3 of 3 rows as batch {Void} constructor.",
+        "The disk failed to keep a record (Input/output error): check the disk, and start again.",
+        "A failed record could not be taken back: check the disk, and start again.",
+        certtool.HELD_BACK,
+        "Something unexpected happened here; the server's screen says where.",
+        "Please report: KeyError in _row, line 4000",
+        "THERE IS NO SECOND COPY: the mirror E:\\copy failed (Input/output error). The line goes on without it. "
+        "Mend the disk and start again: what is missing is added then.",
+        "This PC cannot remember how far the store has come (Input/output error: C:\\x), so an old copy put back would "
+        "not be noticed.",
+        "No connection can be taken (Too many open files): close other programs.",
+        "A running server takes files of 256 MiB at most: stop it and import then.",
+        "This PC has no memory for so long a request: split the file.",
+        certtool.CLOSED,
     ]
     for sentence in sentences:
         assert re.search(r"[\u4e00-\u9fff]{2}", page.evaluate("sentence => say(sentence)", sentence)), sentence
@@ -628,6 +651,19 @@ def test_a_file_chosen_while_another_is_added_stays_chosen(server: StartServer, 
     page.click("text=Check the file")
     page.click("#import")
     until(page, "document.querySelector('#report').innerText.includes('File: april.csv')")
+
+
+def test_batches_that_have_certificates_left_are_not_told_to_have_none(
+    server: StartServer, visit: Open, tmp_path: Path
+) -> None:
+    files = [write(tmp_path / f"batch-{n}.csv", 2, first=2 * n) for n in range(14)]
+    running = server(*(arg for file in files for arg in ("--import", file)))
+    page = visit(running)
+    assert "2 more batches are not shown here." in page.inner_text("#products")
+    for number in range(8):
+        running.request(PRODUCT, f"device-{number}")
+        running.report(PRODUCT, f"device-{number}", 1)
+    until(page, "document.querySelector('#products').innerText.includes('4 batches with nothing left are not shown')")
 
 
 def test_hostile_names_in_every_field_are_only_text(server: StartServer, visit: Open, tmp_path: Path) -> None:
