@@ -4407,8 +4407,8 @@ const TEXT = {
   shiftBurned: ["Burned in the last 12 hours", "最近 12 小时烧录"], rate: ["Burned an hour, now", "当前每小时烧录"],
   yield: ["Yield, last 12 hours", "最近 12 小时良率"], runsOut: ["First stock runs out in", "最先用完的库存还可用"],
   left: ["left", "剩余"], runsOutIn: ["runs out in {0} at the present rate", "按当前速度还可用 {0}"],
-  lowStock: ["LOW STOCK: {1} certificates of product {0} are left. Add more now.",
-    "库存不足：产品 {0} 只剩 {1} 个证书。请立即添加。"],
+  lowStock: ["LOW STOCK: {0} are left. Add more now.", "库存不足：{0}。请立即添加。"],
+  lowOf: ["{1} certificates of product {0}", "产品 {0} 只剩 {1} 个证书"],
   noneLeft: ["STOCK IS EMPTY: no certificate of product {0} is left. The line stands still until you add more.",
     "库存用完：产品 {0} 已没有证书。添加之前产线无法继续。"],
   finished: ["{0} batches with nothing left are not shown here.", "另有 {0} 个已用完的批次未在此显示。"],
@@ -4603,8 +4603,10 @@ function drawLine() {
   const now = snapshot;
   if (now && !banners.length) {
     if (now.problem) banners.push(["", now.problem]);
-    for (const product of now.products)
-      if (product.low) banners.push([product.left ? "lowStock" : "noneLeft", product.key, number(product.left)]);
+    const low = now.products.filter((product) => product.low), few = low.filter((product) => product.left);
+    const none = low.filter((product) => !product.left);  // a banner for all: products end, and stay in the store
+    if (none.length) banners.push(["noneLeft", none.map((product) => product.key).join(", ")]);
+    if (few.length) banners.push(["lowStock", few.map(({ key, left }) => t("lowOf", key, number(left))).join(", ")]);
   }
   redraw("banners", banners, (list) => list.map(([key, ...values]) =>
     h("p", { class: key === "lowStock" ? "banner warn" : "banner" }, key ? t(key, ...values) : say(values[0]))));

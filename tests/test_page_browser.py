@@ -666,6 +666,22 @@ def test_batches_that_have_certificates_left_are_not_told_to_have_none(
     until(page, "document.querySelector('#products').innerText.includes('4 batches with nothing left are not shown')")
 
 
+def test_products_that_have_ended_leave_room_for_the_work(server: StartServer, visit: Open, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{n}.csv", 2, f"product{n}") for n in range(20)]
+    running = server(*(arg for file in files for arg in ("--import", file)))
+    for number in range(12):
+        for device in ("device-1", "device-2"):
+            running.request(f"product{number}", device)
+    page = visit(running)
+    banners = "Array.from(document.querySelectorAll('.banner'), banner => banner.innerText)"
+    until(page, f"{banners}[0].startsWith('STOCK IS EMPTY: no certificate of product product0, product1, product2')")
+    empty, low = page.evaluate(banners)
+    assert "product11 is left." in empty
+    assert low.startswith("LOW STOCK: 2 certificates of product product12, 2 certificates of product product13, ")
+    page.click("text=Device Query")
+    assert page.evaluate("$('text').getBoundingClientRect().bottom") < SIZES["pc"][1] / 2
+
+
 def test_hostile_names_in_every_field_are_only_text(server: StartServer, visit: Open, tmp_path: Path) -> None:
     running = server()
     client = PageClient(running)
