@@ -4285,17 +4285,17 @@ dialog { border: 1px solid var(--line); border-radius: 12px; background: var(--c
   width: min(480px, calc(100vw - 32px)); }
 dialog::backdrop { background: rgb(0 0 0 / 55%); } dialog h2 { font-size: 19px; overflow-wrap: anywhere; }
 .stale > section { opacity: .55; }
-@media (max-width: 900px) {
+@media (max-width: 960px) {  /* 1366 at 150 % and 200 % too */
   .columns { grid-template-columns: minmax(0, 1fr); } .tiles, .facts4 { grid-template-columns: 1fr 1fr; }
-  dl { grid-template-columns: 1fr 1fr; }
+  dl { grid-template-columns: 1fr 1fr; } th { white-space: normal; }
 }
-@media (max-width: 620px) {
+@media (max-width: 700px) {
   header, main { padding-left: 12px; padding-right: 12px; } header { gap: 0 12px; padding-top: 8px; }
   .brand { flex: 1; } nav { order: 3; flex-basis: 100%; gap: 0; }
   nav a { flex: 1; justify-content: center; padding: 0 4px; } .tools button { padding: 4px 10px; }
   .grid { gap: 12px; } .tile { padding: 10px 14px 12px; } .card { padding: 14px; } .big { font-size: 27px; }
   .fields, .filters { grid-template-columns: 1fr 1fr; } .wide { display: none; } th, td { padding-right: 8px; }
-  th { white-space: normal; } svg text { font-size: 17px; }
+  svg text { font-size: 17px; }
 }
 @media print {
   :root, :root[data-theme="dark"] { --back: #fff; --card: #fff; --text: #000; --soft: #333; --line: #999;
@@ -4660,16 +4660,16 @@ function drawProducts([products, stocks]) {
 }
 function drawChart(hours) {
   const top = Math.max(1, ...hours.map((hour) => hour.written + hour.failed)), width = 600 / hours.length, parts = [];
-  hours.forEach(({ start, written, failed }, place) => {
-    const x = place * width, good = (130 * written) / top, bad = (130 * failed) / top, date = new Date(start);
+  const name = ({ start }) => clock(start).slice(-8, -3);  // an hour of UTC: elsewhere it may begin at half past
+  hours.forEach((hour, place) => {
+    const { written, failed } = hour, x = place * width, good = (130 * written) / top, bad = (130 * failed) / top;
     parts.push(h("rect", { class: "f2", x: x + 5, y: 160 - good, width: width - 10, height: good }),
       h("rect", { class: "f3", x: x + 5, y: 160 - good - bad, width: width - 10, height: bad }),
-      h("text", { class: place % 3 === 2 ? "" : "wide", x: x + width / 2, y: 176 },
-        two(date.getHours()) + ":" + two(date.getMinutes())));
+      h("text", { class: place % 3 === 2 ? "" : "wide", x: x + width / 2, y: 176 }, name(hour)));
     const value = { class: "value", x: x + width / 2, y: 154 - good - bad };
     if (written + failed) parts.push(h("text", value, number(written)));
   });
-  const label = hours.map((hour) => `${two(new Date(hour.start).getHours())}:00 ${hour.written}`).join(", ");
+  const label = hours.map((hour) => `${name(hour)} ${hour.written}`).join(", ");
   return [h("svg", { viewBox: "0 0 600 184", role: "img", "aria-label": `${t("hours")}: ${label}` }, ...parts,
     h("line", { class: "base", x1: 0, x2: 600, y1: 160.5, y2: 160.5 })),
     h("ul", { class: "counts" }, ...[2, 3].map((place) =>
@@ -4942,6 +4942,7 @@ function offerForce() {
 async function operate() {
   const { row } = current;
   const fields = { ...keys(row), reason: $("reason").value, force: $("force").checked };
+  $("confirm").disabled = true;  // twice might release what another device has got meanwhile
   try {
     await ask($("dialog").dataset.verb, fields);
   } catch (error) {
@@ -4949,7 +4950,7 @@ async function operate() {
     await open(row, false);  // its device may have reported meanwhile
     offerForce();
     return;
-  }
+  } finally { $("confirm").disabled = false; }
   $("dialog").close();
   await Promise.all([open(row, true), list()]);
 }

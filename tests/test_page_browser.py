@@ -401,6 +401,30 @@ def test_every_view_is_accessible_fits_and_is_photographed(
         assert [(item["id"], [node["html"] for node in item["nodes"]]) for item in found] == []
 
 
+def test_every_view_fits_where_the_page_is_enlarged(server: StartServer, visit: Open, tmp_path: Path) -> None:
+    running = server("--import", SAMPLE)
+    device = fill(running, tmp_path)
+    page = visit(running)
+    for view in VIEWS:
+        check_view(page, view, device, tmp_path)
+        for percent in (100, 110, 125, 150, 175, 200):
+            page.set_viewport_size({"width": SIZES["pc"][0] * 100 // percent, "height": SIZES["pc"][1]})
+            assert not overlong(page), f"{view} is wider than the screen at {percent} %"
+
+
+def test_the_chart_tells_a_screen_reader_the_hours_that_it_shows(server: StartServer, chromium: Any) -> None:
+    running = server("--import", SAMPLE)
+    context = chromium.new_context(timezone_id="Asia/Kolkata")
+    page = context.new_page()
+    page.goto(link(running))
+    until(page, "snapshot !== null")
+    shown = page.eval_on_selector_all("#chart text:not(.value)", "all => all.map(each => each.textContent)")
+    assert [text[-3:] for text in shown] == [":30"] * 12
+    told = page.get_attribute("#chart svg", "aria-label")
+    assert [part.split()[-2] for part in told.split(", ")[1:]] == [*shown]
+    context.close()
+
+
 def test_no_text_of_the_page_lacks_one_of_the_languages(server: StartServer, visit: Open, tmp_path: Path) -> None:
     running = server("--import", SAMPLE)
     device = fill(running, tmp_path)
@@ -577,8 +601,15 @@ def test_a_release_that_a_burn_overtook_asks_whether_the_device_is_scrap(
     page.wait_for_selector("#force")
     assert "It is Written" in page.inner_text("#dialogFail")
     page.check("#force")
-    page.click("#confirm")
+    asked: List[str] = []
+    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+    late = Late(page, "release")
+    page.focus("#reason")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")  # a key that bounces
+    late.go()
     until(page, "document.querySelector('#details .status').innerText === 'Unallocated'")
+    assert asked.count("release") == 1
     assert "board scrapped" in (store / "journal.csv").read_text("utf-8")
     context.close()
 
