@@ -1990,6 +1990,8 @@ class Mirror:
         if self.failure or self._journal < 0:  # what came before `catch_up` is added there
             return
         try:
+            if not _in_place(os.fstat(self._journal), os.path.join(self._folder, "journal.csv")):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             _write_all(self._journal, data)
             os.fsync(self._journal)
         except OSError as error:
@@ -6408,13 +6410,12 @@ def run_verify(options: argparse.Namespace) -> int:
         for other, state_of_other in checked:
             for key, names in in_both(state_of_other, state):
                 found += 1
-                print(
-                    f"{folder}: {len(names):,} certificates of product {key} are also in {other}, such as {names[0]}."
-                )
+                also = f"{len(names):,} certificates of product {key} are also in {other}, such as {names[0]}."
+                print(printable(f"{folder}: {also}"))
         if not found:
             counts = [sum(product.counts[status] for product in state.products.values()) for status in range(5)]
             told = ", ".join(f"{count:,} {name}" for count, name in zip(counts, STATUS_NAMES))
-            print(f"{folder}: {len(state.names):,} certificates ({told}): all is right.")
+            print(printable(f"{folder}: {len(state.names):,} certificates ({told}): all is right."))
         findings += found
         checked.append((folder, state))
         store.close()

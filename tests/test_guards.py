@@ -461,6 +461,17 @@ def test_what_an_import_left_in_the_mirror_when_it_was_taken_back_is_in_no_other
         assert same(store, mirror)
 
 
+@posix_only
+def test_a_mirror_that_somebody_deletes_is_missed_at_the_next_record(store: Path, mirror: Path) -> None:
+    with line(store, mirror=str(mirror)) as service:
+        import_files(service, upload(list(rows(5))))
+        shutil.rmtree(mirror)
+        work(service, "A")
+        assert "THERE IS NO SECOND COPY" in service.store.notes[-1]
+    with line(store, mirror=str(mirror)):
+        assert same(store, mirror)
+
+
 def test_a_mirror_that_cannot_be_made_is_told_in_words(store: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with line(store, mirror=str(tmp_path / "file")) as service:
