@@ -22,7 +22,9 @@ from certtool import (
     SAME,
     Credential,
     DeviceIDRequired,
+    IdentityFile,
     ImportOptions,
+    PlainRows,
     PoolExhausted,
     Refused,
     Service,
@@ -297,6 +299,32 @@ def test_a_certificate_that_contradicts_another_is_refused(conflict: str, line: 
         assert [message in error["message"] for error in report.errors] == [True], report.errors
         assert counts(report)["rejected"] == 1
         assert snapshot(line.state) == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"device_id": "N"}, {"device_id": "N"}, "DeviceID N stands in the file before"),
+        ({}, {"device_id": "A"}, "DeviceID A has another certificate in the store"),
+        ({}, {"device_name": name(1)}, "is in the store with another DeviceSecret"),
+        ({"product_key": OTHER}, {"device_name": name(1)}, "is in the store with another DeviceSecret"),
+        ({"product_key": OTHER}, {"device_name": "plain-0001"}, ""),
+        ({}, {"device_name": "plain-0001", "device_secret": "other"}, "stands in the file before"),
+    ],
+)
+def test_a_contradiction_is_found_also_where_rows_are_taken_together(
+    first: Dict[str, str], second: Dict[str, str], message: str, line: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = [
+        Credential(PRODUCT, "plain-0001", "secret", "product-secret")._replace(**first),
+        Credential(PRODUCT, "plain-0002", "secret", "product-secret")._replace(**second),
+    ]
+    file = upload(credentials)
+    monkeypatch.setattr(certtool, "IMPORT_SLICE", file.open().read().index(b"\n"))
+    (block,) = IdentityFile(file.open(), "utf-8", {}).blocks()
+    assert isinstance(block, PlainRows)
+    report = import_files(line.service, file)
+    assert [message in error["message"] for error in report.errors] == [True] * bool(message), report.errors
 
 
 def test_the_same_name_in_another_product_is_another_certificate(line: Opened) -> None:
