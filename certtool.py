@@ -4927,6 +4927,7 @@ function drawDetails() {
 }
 function confirm(verb) {
   const { row } = current;
+  ++opening;  // no late answer takes its place under the dialog
   $("dialog").dataset.verb = verb;
   $("dialogTitle").textContent = t(verb + "Title", row.DeviceName);
   $("dialogText").textContent = t(verb + "Text");
@@ -4942,19 +4943,24 @@ function offerForce() {
   $("forceLine").hidden = $("dialog").dataset.verb !== "release" || current.row.Status !== "Written";
 }
 async function operate() {
-  const { row } = current;
+  const { row } = current, turn = opening;
   const fields = { ...keys(row), reason: $("reason").value, force: $("force").checked };
   $("confirm").disabled = true;  // twice might release what another device has got meanwhile
   try {
     await ask($("dialog").dataset.verb, fields);
   } catch (error) {
+    if (turn !== opening || !$("dialog").open) { miss(`${row.DeviceName}: ${reason(error)}`); return; }
     $("dialogFail").textContent = reason(error);
     await open(row, false);  // its device may have reported meanwhile
-    offerForce();
+    if ($("dialog").open) offerForce();
     return;
   } finally { $("confirm").disabled = false; }
-  $("dialog").close();
-  await Promise.all([open(row, true), list()]);
+  if (turn === opening) {  // else the dialog was closed, and something else is looked at
+    const there = $("dialog").open;
+    $("dialog").close();
+    open(row, there);
+  }
+  list();
 }
 
 // ---- All views ------------------------------------------------------------------------------------------------------

@@ -614,6 +614,64 @@ def test_a_release_that_a_burn_overtook_asks_whether_the_device_is_scrap(
     context.close()
 
 
+def test_what_is_released_or_made_void_is_what_the_dialog_names_whichever_answer_comes_late(
+    server: StartServer, chromium: Any
+) -> None:
+    running = server("--import", SAMPLE)
+    given = {device: running.request(WIFI, device)[1]["DeviceName"] for device in ("device-1", "device-2", "device-3")}
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(link(running))
+    page.click("text=Device Query")
+    page.wait_for_selector("#rows table")
+    until(page, "document.activeElement.id === 'text'")
+
+    def look_for(device: str) -> None:
+        page.fill("#text", device)
+        page.press("#text", "Enter")
+        until(page, "name => document.querySelector('#details').innerText.includes(name)", given[device])
+
+    def make_void(device: str) -> None:
+        assert page.inner_text("#dialogTitle") == f"Void {given[device]}?"
+        page.fill("#reason", "label lost")
+        page.keyboard.press("Enter")
+        until(page, "document.querySelector('#details .status').innerText === 'Void'")
+        assert page.inner_text("#details .key") == given[device]
+
+    look_for("device-1")
+    late = Late(page, "certificate")
+    page.click(f"#rows >> text={given['device-2']}")
+    page.click("#void")
+    late.go()
+    make_void("device-1")
+
+    look_for("device-2")
+    page.click("#release")
+    running.report(WIFI, "device-2", 1)
+    page.fill("#reason", "board scrapped")
+    late = Late(page, "release")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    look_for("device-3")
+    page.click("#void")
+    late.go()
+    assert page.inner_text("#dialogFail") == ""
+    assert page.inner_text("#missed").startswith(f"{given['device-2']}: It is Written")
+    make_void("device-3")
+
+    look_for("device-2")
+    page.click("#void")
+    page.fill("#reason", "label lost")
+    late = Late(page, "void")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    look_for("device-3")
+    late.go()
+    assert page.inner_text("#details .key") == given["device-3"]
+    assert running.request(WIFI, "device-2")[1]["Status"] == "Voided"
+    context.close()
+
+
 def test_a_batch_that_was_typed_stays_and_needs_no_second_click(
     server: StartServer, visit: Open, tmp_path: Path
 ) -> None:
