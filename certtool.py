@@ -4801,6 +4801,7 @@ function describe(answer, added) {  // what is in a file, or what became of the 
 // ---- Device Query ---------------------------------------------------------------------------------------------------
 let starts = [0], listed = null, current = null, secretsOf = null;
 let listing = 0, opening = 0;  // the last question: what answers an earlier one comes too late
+let passed = "";  // the filters of the list that is shown
 
 const chosen = (id) => $(id + "Filter").value;
 const filters = () => ({ product_key: chosen("product"), batch: chosen("batch"), status: chosen("status") });
@@ -4820,13 +4821,14 @@ function drawFilters() {
   }
 }
 async function list(wanted = starts) {
-  const turn = ++listing;
+  const turn = ++listing, asked = String(new URLSearchParams(filters()));
+  if (asked !== passed) wanted = [0];  // those are pages of other rows
   $("missed").hidden = true;
-  $("download").href = "/certtool/export?" + new URLSearchParams(filters());
+  $("download").href = "/certtool/export?" + asked;
   try {
     const answer = await ask("query", { ...filters(), start: wanted[wanted.length - 1] });
     if (turn !== listing) return;
-    [listed, starts] = [answer, wanted];
+    [listed, starts, passed] = [answer, wanted, asked];
   } catch (error) {
     if (turn === listing) miss(reason(error));
     return;
@@ -4853,16 +4855,16 @@ function miss(sentence) {
 async function find() {
   const text = $("text").value.trim();
   $("text").select();
-  if (!text) { list([0]); return; }
+  if (!text) { ++opening; list([0]); return; }
   close();
-  const turn = opening;
+  const turn = opening, before = listing;
   $("missed").hidden = true;
   try {
     const { rows } = await ask("query", { text });
     if (turn !== opening) return;
     if (!rows.length) miss(t("nothing", text));
     else if (rows.length === 1) await open(rows[0], false);
-    else {
+    else if (before === listing) {
       ++listing;
       listed = { rows, total: rows.length, next: null, size: rows.length };
       starts = [0];
@@ -4881,7 +4883,7 @@ async function open(row, focus) {
     return;
   }
   drawDetails();
-  if (focus) { $("details").scrollIntoView({ block: "nearest" }); $("closeDetails").focus(); }
+  if (focus) { $("details").scrollIntoView({ block: "nearest" }); focusOn("closeDetails"); }
 }
 function close() {
   ++opening;
@@ -4902,7 +4904,10 @@ async function reveal() {
     }
   }
   drawDetails();
-  $("reveal").focus();
+  focusOn("reveal");
+}
+function focusOn(id) {  // unless something is scanned by now: it would go on there, and Enter press it
+  if (document.activeElement !== $("text")) $(id).focus();
 }
 function drawDetails() {
   $("details").hidden = !current;

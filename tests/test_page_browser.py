@@ -578,6 +578,60 @@ def test_the_list_is_what_the_filters_and_its_numbers_say_whichever_answer_comes
     assert not page.is_visible("#missed")
 
 
+def test_a_late_answer_to_a_search_or_a_page_is_not_shown_under_other_filters(
+    server: StartServer, visit: Open, tmp_path: Path
+) -> None:
+    running = server("--import", SAMPLE, "--import", write(tmp_path / "march.csv", 300))
+    for product in (WIFI, PRODUCT):
+        running.request(product, "device-1")
+    name = running.request(PRODUCT, "device-2")[1]["DeviceName"]
+    page = visit(running)
+    page.click("text=Device Query")
+    place = "text => document.querySelector('#place').textContent.startsWith(text)"
+    until(page, place, "1\u201350 of")
+    late = Late(page, "query")
+    scan(page, "device-1")
+    page.select_option("#productFilter", PRODUCT)
+    until(page, place, "1\u201350 of 300")
+    late.go()
+    assert page.inner_text("#place") == "1\u201350 of 300"
+    page.click("#next")
+    until(page, place, "51\u2013100 of 300")
+    late = Late(page, "query")
+    page.select_option("#statusFilter", "Unallocated")
+    page.click("#next")
+    late.go()
+    assert page.inner_text("#place") == "1\u201350 of 298"
+    first = page.evaluate("ask('query', filters()).then(answer => answer.rows[0].DeviceName)")
+    assert page.inner_text("#rows td") == first
+    page.select_option("#statusFilter", "")
+    until(page, place, "1\u201350 of 300")
+    late = Late(page, "query")
+    page.fill("#text", name)
+    page.press("#text", "Enter")
+    page.fill("#text", "")
+    page.press("#text", "Enter")
+    late.go()
+    assert not page.is_visible("#details")
+
+
+def test_what_is_typed_while_an_answer_is_awaited_stays_in_its_box(server: StartServer, visit: Open) -> None:
+    running = server("--import", SAMPLE)
+    given = {device: running.request(WIFI, device)[1]["DeviceName"] for device in ("device-1", "device-2")}
+    page = visit(running)
+    page.click("text=Device Query")
+    for operation, button in (("certificate", f"#rows >> text={given['device-2']}"), ("reveal", "#reveal")):
+        late = Late(page, operation)
+        page.click(button)
+        page.click("#text")
+        until(page, "document.activeElement.id === 'text'")
+        page.fill("#text", "devi")
+        late.go()
+        scan(page, "ce-1")
+        assert page.input_value("#text") == "device-1"
+        until(page, "name => document.querySelector('#details').innerText.includes(name)", given["device-1"])
+
+
 def test_a_release_that_a_burn_overtook_asks_whether_the_device_is_scrap(
     server: StartServer, store: Path, chromium: Any
 ) -> None:
