@@ -4802,6 +4802,7 @@ function describe(answer, added) {  // what is in a file, or what became of the 
 let starts = [0], listed = null, current = null, secretsOf = null;
 let listing = 0, opening = 0;  // the last question: what answers an earlier one comes too late
 let passed = "";  // the filters of the list that is shown
+let searched = "";  // what the next scan is to replace
 
 const chosen = (id) => $(id + "Filter").value;
 const filters = () => ({ product_key: chosen("product"), batch: chosen("batch"), status: chosen("status") });
@@ -4852,9 +4853,14 @@ function miss(sentence) {
   $("missed").textContent = sentence;
   $("missed").hidden = false;
 }
+function scanNext() {
+  $("text").focus();
+  $("text").select();
+}
 async function find() {
   const text = $("text").value.trim();
   $("text").select();
+  searched = $("text").value;
   if (!text) { ++opening; list([0]); return; }
   close();
   const turn = opening, before = listing;
@@ -4924,7 +4930,7 @@ function drawDetails() {
       secret("ProductSecret"), secret("DeviceSecret")),
     h("div", { class: "actions" }, button({ id: "reveal", onclick: reveal }, t(secretsOf ? "hide" : "show")),
       releasable && act("release"), row.Status !== "Void" && act("void", "danger"),
-      button({ id: "closeDetails", onclick: () => { close(); $("text").focus(); } }, t("close"))),
+      button({ id: "closeDetails", onclick: () => { close(); scanNext(); } }, t("close"))),
     h("h2", { class: "space" }, t("history")),
     table(["time", "event", "who", "DeviceID", "station"], history.map((event) =>
       [moment(event.time), cell("word", t(event.kind)), [event.who, event.reason].filter(Boolean).join(": ") || "—",
@@ -4978,7 +4984,7 @@ function view() {
   }
   document.title = `${t(wanted)} – certtool`;
   window.scrollTo(0, 0);
-  if (wanted === "query") { $("text").focus(); list(); }
+  if (wanted === "query") { scanNext(); list(); }
 }
 function speak(language) {
   document.documentElement.lang = language;
@@ -5021,7 +5027,12 @@ $("file").onclick = () => { $("file").value = ""; };
 $("form").onsubmit = (event) => { event.preventDefault(); check(); };
 $("form").onchange = (event) => { if (file && event.target.name.startsWith("product")) check(); };
 $("drop").ondragover = $("drop").ondragleave = $("drop").ondrop = over;
-$("text").onfocus = () => setTimeout(() => $("text").select());  // or what is scanned next goes into what was
+$("text").onmousedown = (event) => {  // or what is scanned next goes into what was; a second click places the caret
+  if (document.activeElement === $("text") && $("text").value !== searched) return;
+  event.preventDefault();
+  searched = null;
+  scanNext();
+};
 $("search").onsubmit = (event) => { event.preventDefault(); find(); };
 for (const id of ["productFilter", "batchFilter", "statusFilter"]) $(id).onchange = () => list([0]);
 $("first").onclick = () => list([0]);

@@ -632,6 +632,36 @@ def test_what_is_typed_while_an_answer_is_awaited_stays_in_its_box(server: Start
         until(page, "name => document.querySelector('#details').innerText.includes(name)", given["device-1"])
 
 
+def test_a_scan_replaces_the_last_one_and_nothing_that_is_half_typed(server: StartServer, visit: Open) -> None:
+    running = server("--import", SAMPLE)
+    page = visit(running)
+    page.click("text=Device Query")
+    until(page, "document.activeElement.id === 'text'")
+    middle = {"x": 60, "y": 15}
+    scan(page, "device-1")
+    page.wait_for_selector("#missed:not([hidden])")
+    page.click("#text", position=middle)  # the focus is there already
+    scan(page, "device-2")
+    assert page.input_value("#text") == "device-2"
+    page.click("#text", position=middle)
+    page.click("#text", position=middle)
+    page.keyboard.type("!")
+    assert page.input_value("#text").replace("!", "", 1) == "device-2"
+    page.keyboard.type("?")
+    page.click("#text", position=middle)
+    page.keyboard.type("!")
+    assert len(page.input_value("#text")) == len("device-2!?!")
+    page.fill("#text", "devi")
+    page.context.new_cdp_session(page).send("Emulation.setFocusEmulationEnabled", {"enabled": False})
+    page.context.new_page().bring_to_front()  # to look the rest up
+    until(page, "!document.hasFocus()")
+    page.bring_to_front()
+    until(page, "document.hasFocus()")
+    page.wait_for_timeout(100)
+    page.keyboard.type("ce-3")
+    assert page.input_value("#text") == "device-3"
+
+
 def test_a_release_that_a_burn_overtook_asks_whether_the_device_is_scrap(
     server: StartServer, store: Path, chromium: Any
 ) -> None:
