@@ -4697,7 +4697,7 @@ function drawFeed(feed) {
 }
 
 // ---- Add Device -----------------------------------------------------------------------------------------------------
-let file = null, named = "", importing = false, checked = 0, said = () => plain(note(t("noPreview")));
+let file = null, named = "", importing = false, choices = 0, checked = 0, said = () => plain(note(t("noPreview")));
 const plain = (...parts) => [h("h2", {}, t("result")), ...parts];
 const reportFailure = (error) => report(() => plain(fail(reason(error))));
 
@@ -4707,10 +4707,13 @@ function report(draw) {  // which is kept, to say it again in the other language
 }
 async function choose(chosen) {
   if (!chosen) return;
-  const { batch } = $("form").elements, name = chosen.name.replace(/\.[^.]*$/, "");
+  const { batch } = $("form").elements, name = chosen.name.replace(/\.[^.]*$/, ""), turn = ++choices;
   try {
-    file = { name: chosen.name, bytes: new Uint8Array(await chosen.arrayBuffer()) };
+    const bytes = new Uint8Array(await chosen.arrayBuffer());
+    if (turn !== choices) return;  // another was chosen, and is read already
+    file = { name: chosen.name, bytes };
   } catch {
+    if (turn !== choices) return;
     file = null;
     drawChosen();
     report(() => plain(fail(t("changed"))));
@@ -5013,6 +5016,7 @@ function over(event) {
   if (event.type === "drop") choose(event.dataTransfer.files[0]);
 }
 
+AbortSignal.timeout(0);  // what came to browsers last: without it, as without scripts, that sentence is all
 $("old").remove();
 if (location.hash.startsWith("#key=")) {  // kept once an answer proves it: any web page may lead here with another
   linkKey = location.hash.slice(5);

@@ -345,6 +345,20 @@ def test_a_browser_that_cannot_run_the_page_says_so_in_both_languages(server: St
     context.close()
 
 
+def test_a_browser_too_old_for_the_page_says_so_and_not_that_the_server_is_gone(
+    server: StartServer, chromium: Any
+) -> None:
+    running = server()
+    context = chromium.new_context()
+    context.add_init_script("delete AbortSignal.timeout")  # which came with Chrome 103
+    page = context.new_page()
+    page.goto(link(running))
+    page.wait_for_timeout(500)
+    assert "Chrome 109" in page.inner_text("body")
+    assert "has not answered" not in page.inner_text("body")
+    context.close()
+
+
 def fill(running: Server, tmp_path: Path) -> str:
     """Let all kinds of things have happened; return the DeviceID of one that failed."""
     PageClient(running).upload("Lamps.csv", write(tmp_path / "x.csv", 9_000).read_bytes(), batch="2026-11 Lamps")
@@ -824,6 +838,27 @@ def test_a_file_chosen_while_another_is_added_stays_chosen(server: StartServer, 
     page.click("text=Check the file")
     page.click("#import")
     until(page, "document.querySelector('#report').innerText.includes('File: april.csv')")
+
+
+def test_of_two_files_chosen_the_later_is_the_one_also_where_the_first_takes_longer_to_read(
+    server: StartServer, visit: Open
+) -> None:
+    page = visit(server())
+    page.click("text=Add Device")
+    for readable in (True, False):
+        page.evaluate(
+            """readable => {
+              const slow = new File(["DeviceName"], "slow.csv"), bytes = new ArrayBuffer(3);
+              slow.arrayBuffer = () => new Promise((done, fail) => setTimeout(readable ? done : fail, 300, bytes));
+              choose(slow);
+              choose(new File(["DeviceName"], "fast.csv"));
+            }""",
+            readable,
+        )
+        page.wait_for_timeout(600)
+        assert page.inner_text("#chosen") == "fast.csv"
+        assert page.input_value("[name=batch]") == "fast"
+        assert "cannot be read" not in page.inner_text("#report")
 
 
 def test_batches_that_have_certificates_left_are_not_told_to_have_none(
