@@ -5678,9 +5678,11 @@ def play_line(station: Station, product_key: str, prefix: str, count: int, stati
     result = LineReport()
     numbers = iter(range(1, count + 1))
     guard = threading.Lock()
+    begun: List[float] = []  # by the threads: Ctrl-C may find one running that is not counted as started
     ends: List[float] = []  # of the threads; Thread.join takes one for ended that Ctrl-C finds running (CPython 3.11)
 
     def work() -> None:
+        begun.append(time.perf_counter())
         while True:
             with guard:
                 number = next(numbers, None)
@@ -5694,16 +5696,17 @@ def play_line(station: Station, product_key: str, prefix: str, count: int, stati
                 took = time.perf_counter() - began
                 if report:
                     station.report(product_key, device_id, report == "ok")
-            except CertToolError as error:
+            except Exception as error:  # a defect too: who waits for this thread must not wait for ever
+                told = str(error) if isinstance(error, CertToolError) else f"Please report: {where_raised(error)}"
                 with guard:
-                    result.failures[str(error)] = result.failures.get(str(error), 0) + 1
+                    result.failures[told] = result.failures.get(told, 0) + 1
             else:
                 with guard:
                     result.latencies.append(took)
                     result.devices.setdefault(answer["DeviceName"], []).append(device_id)
 
     def wait() -> None:
-        while len(ends) < started:
+        while len(ends) < max(started, len(begun)):
             time.sleep(0.005)
 
     started = 0

@@ -304,3 +304,48 @@ def test_a_played_line_that_is_interrupted_says_what_it_did(capsys: pytest.Captu
     told = capsys.readouterr()
     assert told.out.startswith(f"{asked:,} answers in ")
     assert told.err == "certtool: Interrupted: the rest was not asked for.\n"
+
+
+def test_a_played_line_that_is_interrupted_while_its_stations_start_forgets_no_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    with hostile.serve("plain") as server, monkeypatch.context() as interrupted:
+        good = server.script
+
+        def script(hostile_server: hostile.Hostile, request: Dict[str, Any]) -> Iterable[hostile.Step]:
+            time.sleep(0.3)
+            return good(hostile_server, request)
+
+        def start_and_press(thread: threading.Thread) -> None:
+            start(thread)
+            if threading.current_thread() is threading.main_thread():
+                while not server.requests:
+                    time.sleep(0.01)
+                raise KeyboardInterrupt
+
+        server.script = script
+        interrupted.setattr(threading.Thread, "start", start_and_press)
+        line = ["request", KEY, "--server", f"127.0.0.1:{server.port}", "--count", "1000000", "--stations", "2"]
+        assert product.main(line) == 1
+    assert capsys.readouterr().out.startswith("1 answers in ")
+
+
+def test_a_defect_in_one_of_the_stations_ends_the_line_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = product.Station.request
+
+    def defective(station: product.Station, product_key: str, device_id: str) -> Dict[str, Any]:
+        if device_id == "d-3":
+            raise MemoryError
+        return request(station, product_key, device_id)
+
+    reports: List[product.LineReport] = []
+    with hostile.serve("plain") as server:
+        monkeypatch.setattr(product.Station, "request", defective)
+        line = (product.Station("127.0.0.1", server.port), KEY, "d", 8, 2, "")
+        playing = threading.Thread(target=lambda: reports.append(product.play_line(*line)), daemon=True)
+        playing.start()
+        playing.join(20)
+    assert [len(report.latencies) for report in reports] == [7]
+    (failure,) = reports[0].failures
+    assert failure.startswith("Please report: MemoryError in ")
