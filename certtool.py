@@ -3774,7 +3774,8 @@ class CertServer(http.server.HTTPServer):
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # :: is all addresses, also on Windows
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.server_name = plain_address(str(self.server_address[0]))  # however --host spells it
+        self.server_port = int(self.server_address[1])
 
     @property
     def own_address(self) -> str:
@@ -4140,7 +4141,7 @@ def _claim(listener: socket.socket) -> None:
 
 def plain_address(address: str) -> str:
     """Return a numeric address as IPv4 where an IPv6 socket has it wrapped."""
-    return address[7:] if address.startswith("::ffff:") else address
+    return address[7:] if address.startswith("::ffff:") and "." in address else address
 
 
 def is_loopback(address: str) -> bool:
@@ -6145,7 +6146,7 @@ def _opened(link: str, folder: str) -> Iterator[None]:
 
 
 def _print_ready(server: CertServer) -> None:
-    host, port = str(server.server_address[0]), server.server_port
+    host, port = server.server_name, server.server_port
     hosts = [f"[{host}]" if ":" in host else host]
     if host in ("0.0.0.0", "::"):  # both are all addresses, and devices use IPv4
         hosts = ["127.0.0.1", *_lan_addresses()]

@@ -245,7 +245,7 @@ def test_a_server_on_one_address_of_the_lan_is_reached_by_the_commands_of_its_pc
         assert b"200 OK" in client.recv(1000)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost", "::", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost", "::", "::ffff:127.0.0.1", "::FFFF:7F00:1"])
 def test_a_server_on_any_address_of_this_pc_is_reached_by_its_commands(
     host: str, server: StartServer, store: Path, certtool: RunCerttool
 ) -> None:
