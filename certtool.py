@@ -4595,8 +4595,10 @@ async function poll() {
     goneSince = 0;
     locked = false;
   } catch (error) {
-    if (error.status === 403) locked = true;
-    else goneSince = goneSince || Date.now();
+    if (error.status === 403) {
+      locked = true;
+      hideSecrets();
+    } else goneSince = goneSince || Date.now();
   }
   drawLine();
   setTimeout(poll, document.hidden ? 5000 : 1000);
@@ -4900,6 +4902,12 @@ function close() {
   current = secretsOf = null;
   drawDetails();
 }
+function hideSecrets() {  // from whoever passes by, also those that are on their way
+  ++opening;
+  if (!secretsOf) return;
+  secretsOf = null;
+  drawDetails();
+}
 async function reveal() {
   if (secretsOf) secretsOf = null;
   else {
@@ -4989,6 +4997,7 @@ function view() {
   document.title = `${t(wanted)} – certtool`;
   window.scrollTo(0, 0);
   if (wanted === "query") { scanNext(); list(); }
+  else hideSecrets();
 }
 function speak(language) {
   document.documentElement.lang = language;

@@ -143,6 +143,10 @@ def release_and_void(running: Server, page: Any) -> str:
     page.click("#reveal")
     until(page, "text => document.querySelector('#details').innerText.includes(text)", arg=secret)
     assert "secrets shown" in page.inner_text("#details")
+    page.click("text=Line")
+    page.click("text=Device Query")
+    assert secret not in page.content()  # nor for whoever comes to this view after others
+    assert page.inner_text("#details .key") == name
     page.click("#release")
     page.click("#confirm")
     assert page.is_visible("#dialog")  # there is no reason yet
