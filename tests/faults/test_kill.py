@@ -22,7 +22,7 @@ from tests.support import Server, no_secret
 VICTIM = str(Path(victim.__file__))
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_nothing_is_lost_when_the_server_is_killed_at_random_under_16_clients(
     tally: NewTally, tmp_path: Path, profile: Path, thorough: bool
 ) -> None:
