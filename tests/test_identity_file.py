@@ -200,7 +200,7 @@ def test_a_wrong_row_is_named_by_its_line_with_the_reason_and_hides_no_row_after
     assert "DeviceName" in found[3][1]
 
 
-@pytest.mark.parametrize("cell", ["1,23E+15", "-1.23E+15"])
+@pytest.mark.parametrize("cell", ["1,23E+15", "-1.23E+15", "#REF!", "#VALUE!", "#NUM!", "#NULL!"])
 def test_a_number_that_a_spreadsheet_mangled_in_other_ways_is_refused(cell: str) -> None:
     ((_, reason),) = read(f"ProductKey;DeviceName;DeviceSecret\na1Key;lamp-0001;{cell}\n".encode())
     assert SCIENTIFIC in str(reason)
@@ -211,13 +211,16 @@ def test_a_mangled_cell_is_refused_among_rows_that_are_read_many_at_once(
     cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certtool, "IMPORT_SLICE", 1)
-    blocks = list(identity_file(f"{HEADER}\r\n{GOOD}\r\na1Key,lamp-0002,{cell}\r\n".encode()).blocks())
-    assert isinstance(blocks[0], PlainRows)
-    assert blocks[0].rows() == [(2, PLAIN)]
-    assert isinstance(blocks[1], list)
-    ((line, reason),) = blocks[1]
-    assert line == 3
-    assert SCIENTIFIC in str(reason)
+    for separator in ",;\t":
+        for row in (f"{cell},lamp-0002,hush,", f"a1Key,lamp-0002,{cell},", f"a1Key,lamp-0002,hush,{cell}"):
+            lines = [f"{HEADER},ProductSecret", f"{GOOD},", row]
+            blocks = list(identity_file("\r\n".join([*lines, ""]).replace(",", separator).encode()).blocks())
+            assert isinstance(blocks[0], PlainRows)
+            assert blocks[0].rows() == [(2, PLAIN)]
+            assert isinstance(blocks[1], list)
+            ((line, reason),) = blocks[1]
+            assert line == 3
+            assert SCIENTIFIC in str(reason)
 
 
 def test_what_only_looks_like_a_mangled_number_is_read() -> None:
