@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, NoReturn, Optional
 
 import pytest
 
@@ -84,7 +84,21 @@ def test_a_hostile_server_gives_a_station_the_right_certificate_or_one_error_in_
         assert str(error).isprintable(), "one line, whatever the server sent"
 
 
-@pytest.mark.parametrize("kind", ["silent", "cut body", "reset", "wrong CRC", "HTML", "status 500", "slow drip"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "silent",
+        "cut body",
+        "reset",
+        "wrong CRC",
+        "HTML",
+        "status 500",
+        "slow drip",
+        "another product",
+        "long DeviceID",
+        "status 503 then OK",
+    ],
+)
 def test_a_station_without_a_device_id_asks_once_since_each_request_may_take_a_certificate(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +107,50 @@ def test_a_station_without_a_device_id_asks_once_since_each_request_may_take_a_c
         with pytest.raises(product.CertToolError):
             product.Station("127.0.0.1", server.port).request(KEY, "")
         assert server.connections == 1
+
+
+def test_a_station_with_a_device_id_asks_again_as_often_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch, 5.0, 3)
+    with hostile.serve("cut body") as server:
+        with pytest.raises(product.NoAnswer):
+            product.Station("127.0.0.1", server.port).request(KEY, "MAC-0001")
+        assert server.connections == 3
+
+
+def test_a_station_that_reached_nobody_asks_again_also_without_a_device_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch, 5.0, 3)
+    tries = []
+
+    def refused(*_: object) -> NoReturn:
+        tries.append("no certificate can have been taken")
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    with pytest.raises(product.NoAnswer):
+        product.Station("127.0.0.1", 1).request(KEY, "")
+    assert len(tries) == 3
+
+
+@pytest.mark.parametrize(
+    ("message", "told"), [("\x1b[2J\n" + "x" * 9000, "?[2J?" + "x" * 195), (None, "without a reason"), (7, "7")]
+)
+def test_what_a_server_says_of_its_refusal_is_shown_on_one_line_of_some_length(message: object, told: str) -> None:
+    with hostile.serve("plain") as server:
+        refusal = {"Status": "Forbidden", "Message": message}
+        server.script = lambda _server, _request: [hostile.http(json.dumps(refusal).encode(), status="403 Forbidden")]
+        with pytest.raises(product.ServerRefused) as refused:
+            product.Station("127.0.0.1", server.port).request(KEY, "MAC-0001")
+    assert str(refused.value) == f"127.0.0.1:{server.port} refused: 403 Forbidden: {told}"
+
+
+def test_a_station_takes_no_answer_that_is_longer_than_any_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch, 5.0, 1)
+    with hostile.serve("plain") as server:
+        server.script = lambda _server, request: [
+            hostile.http(json.dumps(hostile.certificate(request)).encode().ljust(2 * product.MAX_ANSWER))
+        ]
+        with pytest.raises(product.NoAnswer, match="no whole HTTP answer"):
+            product.Station("127.0.0.1", server.port).request(KEY, "MAC-0001")
 
 
 @pytest.mark.parametrize("vector", load("replies.json"), ids=name_of)
