@@ -52,12 +52,21 @@ def test_the_link_that_serve_prints_is_exchanged_for_a_cookie_and_leaves_the_add
     assert (response.status, body) == (303, b"")
     key = re.fullmatch(r"/#key=([\w-]{43})", str(response.getheader("Location")))
     cookie = str(response.getheader("Set-Cookie"))
+    assert cookie.startswith(f"certtool-{running.port}="), "a browser does not tell the ports of this PC apart"
     assert cookie.endswith("; Path=/; HttpOnly; SameSite=Strict")
     token = link(running).partition("token=")[2]
     assert token not in cookie
     assert key
     assert key[1] not in cookie + token
     assert response.getheader("Referrer-Policy") == "no-referrer"
+
+
+def test_the_link_of_a_server_on_an_address_of_ipv6_is_one_that_a_browser_opens(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside(0).server
+    monkeypatch.setattr(certtool.CertServer, "own_address", "::1")
+    assert certtool.Page(server, "me").link().startswith(f"http://[::1]:{server.server_port}/?token=")
 
 
 def test_the_token_of_the_link_is_printed_once_and_shown_nowhere_else(server: StartServer, store: Path) -> None:
@@ -246,6 +255,125 @@ def test_a_shift_that_is_over_counts_no_more_for_a_station_either() -> None:
     ]
     assert activity.snapshot([], friday + 12 * certtool.HOUR)["stations"] == [["192.0.2.8", evening, 1, 1, 0, 0]]
     assert activity.snapshot([], friday + 72 * certtool.HOUR)["stations"] == []
+
+
+def happened(at: int, result: str = "allocated", station: str = "192.0.2.7", **more: str) -> certtool.RequestEvent:
+    """What the server tells the page of a request."""
+    action = {"Written": "burned", "Failed": "failed"}.get(result, "request")
+    return certtool.RequestEvent(at, station, more.get("action", action), "device", "name", result, PRODUCT)
+
+
+NOON = 500_000 * certtool.HOUR
+
+
+def test_only_what_a_station_did_counts_and_each_of_many_at_once() -> None:
+    activity = certtool.Activity()
+    activity.add([happened(NOON)] * 5 + [happened(NOON, "Written")] * 3 + [happened(NOON, "Failed")] * 2)
+    activity.add([happened(NOON, "same again"), happened(NOON, "same again, is Written")])
+    activity.add([happened(NOON, "refused: PoolExhausted")] * 4)
+    activity.add([happened(NOON, "voided", "127.0.0.1", action="void"), happened(NOON, "The disk is full.", "")])
+    shown = activity.snapshot([], NOON)
+    assert shown["stations"] == [["192.0.2.7", NOON, 5, 3, 2, 4]]
+    assert shown["hours"][-1] == {"start": NOON, "written": 3, "failed": 2}
+    assert [line[2] for line in shown["feed"][:3]] == ["The disk is full.", "voided", "refused: PoolExhausted"]
+
+
+def test_the_shift_is_twelve_hours_long_and_its_present_rate_is_of_the_last_quarter() -> None:
+    activity = certtool.Activity()
+    first, early = NOON - 12 * certtool.HOUR, NOON - 11 * certtool.HOUR
+    for at in (first, early, NOON - 15 * certtool.MINUTE, NOON - 14 * certtool.MINUTE, NOON):
+        activity.add([happened(at, "Written"), happened(at, "Failed")])
+        activity.count()
+    shown = activity.snapshot([], NOON)
+    assert [hour["start"] for hour in shown["hours"]] == [early + hour * certtool.HOUR for hour in range(12)]
+    assert (shown["shift"]["written"], shown["shift"]["failed"]) == (4, 4)
+    assert shown["shift"]["rate"] == pytest.approx(2 / (14 / 60))
+    for other in (NOON + certtool.HOUR, NOON - certtool.HOUR):  # nothing in the last quarter, and a clock set back
+        assert activity.snapshot([], other)["shift"]["rate"] == 0
+
+
+def test_a_first_minute_makes_no_rate_that_nobody_could_burn_at() -> None:
+    activity = certtool.Activity()
+    activity.add([happened(NOON, "Written")])
+    assert activity.snapshot([], NOON + 1)["shift"]["rate"] == 60
+
+
+def test_the_forecast_is_that_of_the_stock_that_runs_out_first() -> None:
+    activity = certtool.Activity()
+    stocks = []
+    for key, taken, left in (("quick", 6, 60), ("slow", 3, 60), ("still", 0, 10)):
+        product = certtool.Product(key)
+        product.counts[0] = left
+        product.put(range(left))
+        product.low = 60
+        stocks.append(product)
+        activity.add([happened(NOON)._replace(product_key=key)] * taken)
+    shown = activity.snapshot(stocks, NOON + 6 * certtool.MINUTE)
+    assert [row["low"] for row in shown["products"]] == [False, False, True]
+    assert [row["hours_left"] for row in shown["products"]] == [pytest.approx(1), pytest.approx(2), None]
+    assert shown["shift"]["hours_left"] == pytest.approx(1)
+
+
+def test_a_station_is_shown_from_its_first_request_in_an_hour_on() -> None:
+    activity = certtool.Activity()
+    for hour in range(3):
+        activity.add([happened(NOON + hour * certtool.HOUR, station=f"192.0.2.{hour}")])
+        shown = activity.snapshot([], NOON + hour * certtool.HOUR)["stations"]
+        assert [station[0] for station in shown] == [f"192.0.2.{number}" for number in range(hour, -1, -1)]
+
+
+def test_what_the_page_keeps_of_the_past_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certtool, "MAX_SUMS", 3)
+    monkeypatch.setattr(certtool, "STATIONS_SHOWN", 5)
+    activity = certtool.Activity()
+    for hour in range(100):
+        for number in range(10):
+            activity.add([happened(NOON + hour * certtool.HOUR, station=f"{hour}-{number}")])
+        activity.count()
+    assert len(activity.hours) == 12
+    assert len(activity.minutes) == 1
+    assert len(activity.seen) <= 12 * 10
+    assert len(activity.snapshot([], NOON + 99 * certtool.HOUR)["stations"]) == 5
+    assert {len(counts) for counts in activity.hours.values()} == {4}
+    assert len(activity.events) == certtool.FEED_LENGTH
+    last = activity.hours[NOON // certtool.HOUR + 99]
+    assert sum(map(sum, last.values())) == 10, "the rest is counted together"
+    activity.add([happened(NOON + 99 * certtool.HOUR, station="99-0")])
+    activity.count()
+    assert last[PRODUCT, "99-0"] == [2, 0, 0, 0]
+
+
+def test_events_are_counted_also_while_no_page_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certtool, "COUNTED_TOGETHER", 3)
+    activity = certtool.Activity()
+    for _ in range(4):
+        activity.add([happened(NOON)])
+    assert len(activity._uncounted) < 3, "which would else take memory without end"
+
+
+def test_what_was_there_before_a_start_is_added_to_what_came_since(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "RECOVERY_SLICE", 2)
+    server = inside()
+    for number in range(5):
+        server.say(ask(f"device-{number}"))
+    now = certtool._now()
+    activity = certtool.Activity()
+    activity.add([happened(now + 1, station="127.0.0.1")])
+    activity.count()
+    for _ in activity.recover(server.store, now):
+        pass
+    shown = activity.snapshot([], now)
+    assert shown["stations"] == [["127.0.0.1", now + 1, 6, 0, 0, 0]]
+    assert [line[3] for line in shown["feed"]] == ["device", *(f"device-{number}" for number in range(4, -1, -1))]
+    activity.add([happened(now)] * certtool.FEED_LENGTH)
+    assert len(activity.events) == certtool.FEED_LENGTH
+    for clock in (now + 13 * certtool.HOUR, now - certtool.HOUR):  # long over, or of a clock that was set back
+        later = certtool.Activity()
+        for _ in later.recover(server.store, clock):
+            pass
+        assert (later.hours, later.minutes, later.seen, list(later.events)) == ({}, {}, {}, [])
 
 
 def test_after_a_restart_the_line_still_shows_the_shift(server: StartServer) -> None:
