@@ -518,6 +518,32 @@ def test_a_certificate_that_is_in_two_stores_is_found(
     assert certtool("verify", third, "--data", store).stdout.count("all is right.") == 2
 
 
+def test_a_certificate_is_found_in_whichever_two_of_the_stores_it_is(
+    store: Path, certtool: RunCerttool, tmp_path: Path
+) -> None:
+    second, third, fourth = (tmp_path / name for name in ("second", "third", "fourth"))
+    for folder, first in ((store, 0), (second, 10), (third, 14), (fourth, 30)):
+        certtool("import", identities.write(tmp_path / "pool.csv", 5, first=first), "--data", folder)
+    journal = fourth / "journal.csv"
+    journal.write_bytes(journal.read_bytes() + b"half a line")
+    done = certtool("verify", second, third, fourth, "--data", store, ok=1)
+    [found] = [text for text in done.stdout.splitlines() if not text.endswith("all is right.")]
+    assert found.startswith(f"{third}: 1 certificates of product {PRODUCT} are also in {second}, such as ")
+    note, last = done.stderr.splitlines()
+    assert note.startswith(f"certtool: {fourth}: ")
+    assert last.startswith("certtool: 1 findings: see above")
+
+
+def test_verify_finds_that_a_store_is_an_old_copy(store: Path, marked: Path, certtool: RunCerttool) -> None:
+    assert marked.is_file()
+    assert "all is right" in certtool("verify", "--data", store).stdout
+    journal = store / "journal.csv"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    done = certtool("verify", "--data", store, ok=1)
+    assert "is not the latest copy" in done.stdout
+    assert "all is right" not in done.stdout
+
+
 def test_verify_names_every_damaged_import_and_a_store_that_is_not_there(
     store: Path, certtool: RunCerttool, tmp_path: Path
 ) -> None:
