@@ -304,6 +304,10 @@ def test_query_finds_a_certificate_by_its_name(certtool: RunCerttool, used: Path
         ["--status", "void"],
         ["--device-id", "MAC-A", "--status", "written"],
         ["--device-id", "MAC-A", "--product-key", "nobody"],
+        ["--device-id", "MAC-A", "--batch", "nobody"],
+        ["--device-id", "MAC-A", "--status", "unallocated"],
+        [""],  # a scan that failed
+        ["--device-id", ""],
     ],
 )
 @pytest.mark.parametrize("style", ["table", "csv", "json"])
@@ -395,6 +399,26 @@ def test_a_table_on_a_terminal_ends_after_50_rows(certtool: RunCerttool, store: 
         assert b"... only the first 50 are shown: see --limit." in seen
         piped = certtool("query", "--data", store).stdout
         assert piped.count(identities.PRODUCT) == 60
+
+
+def test_only_a_table_on_a_terminal_ends_early_and_only_one_that_does_says_so(
+    used: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for limit in (19, 20):
+        monkeypatch.setattr(program, "TABLE_LIMIT", limit)
+        assert program.main(["query", "--data", str(used)]) == 0
+        assert ("... only the first" in capsys.readouterr().out) == (limit == 19)
+    monkeypatch.setattr(program, "TABLE_LIMIT", 5)
+    for style, lines in (("csv", 21), ("json", 20)):
+        assert program.main(["query", "--format", style, "--data", str(used)]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def test_a_name_that_looks_like_a_number_is_shown_as_it_is(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "numbers.csv").write_text("ProductKey,DeviceName,DeviceSecret\n00012,1e15,x\n", encoding="utf-8")
+    certtool("import", tmp_path / "numbers.csv", "--data", store)
+    assert certtool("query", "--data", store).stdout.splitlines()[2].split()[:2] == ["1e15", "00012"]
 
 
 def test_a_torn_journal_is_read_up_to_the_tear_and_not_changed(certtool: RunCerttool, used: Path) -> None:
