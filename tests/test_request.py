@@ -322,6 +322,16 @@ def test_a_played_line_finds_a_server_that_gives_a_certificate_twice(certtool: R
     assert (played["answers"], played["certificates"], played["duplicates"]) == (5, 1, 1)
 
 
+def test_the_report_of_a_line_counts_each_certificate_that_only_two_devices_got() -> None:
+    report = product.LineReport()
+    report.latencies = [number / 1000 for number in range(100, 0, -1)]
+    report.devices = {"lamp-0001": ["line-1"], "lamp-0002": ["line-2", "line-3"], "lamp-0003": ["line-4", "line-5"]}
+    report.seconds = 2.0
+    told = report.as_json()
+    assert (told["certificates"], told["duplicates"], told["answers"], told["rate"]) == (3, 2, 100, 50.0)
+    assert told["latency_ms"] == {"p50": 51.0, "p90": 91.0, "p99": 100.0, "max": 100.0}
+
+
 def test_a_line_of_more_stations_than_the_pc_has_room_for_is_not_played(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
