@@ -159,6 +159,24 @@ def test_only_our_own_page_with_its_cookie_and_its_key_may_ask(
     assert (journal(store) == before) == (status != 200)
 
 
+def test_a_file_is_taken_only_as_the_page_sends_it_and_nothing_of_an_answer_is_kept_by_the_browser(
+    server: StartServer,
+) -> None:
+    running = server()
+    page = PageClient(running)
+    data = SAMPLE.read_bytes()
+    body = json.dumps({"options": {}, "files": [["sample.csv", len(data)]]}).encode() + b"\n" + data
+    for kind in ("application/json", "text/plain", None):  # a form of another page can send the latter two
+        assert running.post(body, "/certtool/import", headers=page.headers(Content_Type=kind))[0] == 400
+    assert certificates(page) == []
+    assert page.upload("sample.csv", data)[0] == 200
+    name = certificates(page, product_key=WIFI)[0]["DeviceName"]
+    asked = json.dumps({"product_key": WIFI, "device_name": name}).encode()
+    for operation in ("line", "query", "certificate", "reveal"):
+        response, _ = running.http("POST", f"/certtool/{operation}", asked, page.headers())
+        assert (response.status, response.getheader("Cache-Control")) == (200, "no-store"), operation
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
