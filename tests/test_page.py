@@ -476,6 +476,25 @@ def test_the_details_tell_the_whole_history_of_a_certificate(server: StartServer
     assert page.ask("certificate", {"product_key": WIFI, "device_name": "nobody"})[0] == 409
 
 
+def test_the_details_of_a_certificate_tell_nothing_of_one_that_another_product_has_by_that_name(
+    server: StartServer,
+) -> None:
+    page = PageClient(server())
+    for batch, key, names in (("1", "a1First", "AB"), ("2", "a1Second", "AB"), ("3", "a1Third", "AB")):
+        text = "ProductKey,DeviceName,DeviceSecret\n" + "".join(f"{key},lamp-{name},{key}{name}\n" for name in names)
+        assert page.upload(f"{batch}.csv", text.encode())[1]["Report"]["imported"] == 2
+        for name in names:
+            page.server.request(key, f"{key} {name}")
+    times = set()
+    for key in ("a1First", "a1Second", "a1Third"):
+        for name in "AB":
+            _, answer = page.ask("certificate", {"product_key": key, "device_name": f"lamp-{name}"})
+            imported, given = answer["history"]
+            assert (imported["kind"], given["kind"], given["device_id"]) == ("import", "allocate", f"{key} {name}")
+            times.add((key, imported["time"]))
+    assert len(times) == 3, "both of a file tell of its import alone"
+
+
 def test_a_written_certificate_is_released_only_on_purpose_and_never_without_a_reason(server: StartServer) -> None:
     running = server("--import", SAMPLE)
     page = PageClient(running)
@@ -552,13 +571,17 @@ def test_the_download_has_what_is_filtered_and_no_spreadsheet_runs_it(server: St
         assert running.request(PRODUCT, formula)[0] == 200
     status, body = page.get("/certtool/export?product_key=" + PRODUCT)
     text = body.decode("utf-8-sig")
-    assert status == 200
+    assert (status, text == body.decode()) == (200, False), "the mark tells a spreadsheet that it is UTF-8"
+    assert text.splitlines()[0].split(",") == list(certtool.QUERY_COLUMNS), "and no secret"
+    assert {len(row) for row in csv.reader(io.StringIO(text))} == {len(certtool.QUERY_COLUMNS)}
     table = list(csv.DictReader(io.StringIO(text)))
     assert [row["DeviceName"] for row in table] == [row.device_name for row in rows(250)]
     assert [row["DeviceID"].lstrip("'") for row in table[:5]] == formulas
     assert not [cell for row in csv.reader(io.StringIO(text)) for cell in row if cell[:1] in tuple("=+-@")]
     _, body = page.get("/certtool/export?status=Allocated")
     assert len(body.splitlines()) == 6
+    get = f"GET /certtool/export?status=Allocated HTTP/1.1\r\nHost: {page.host}\r\nCookie: {page.cookie}\r\n\r\n"
+    assert raw(running.port, 2 * get.encode(), shutdown=True).count(b"\r\n0\r\n\r\n") == 2, "a connection goes on"
 
 
 def test_a_download_that_is_broken_off_ends_its_work_and_the_line_goes_on(server: StartServer, tmp_path: Path) -> None:

@@ -332,6 +332,16 @@ def test_the_report_of_a_line_counts_each_certificate_that_only_two_devices_got(
     assert told["latency_ms"] == {"p50": 51.0, "p90": 91.0, "p99": 100.0, "max": 100.0}
 
 
+def test_the_devices_of_a_played_line_are_named_as_asked_and_else_as_in_no_other_line() -> None:
+    with hostile.serve("plain") as server:
+        line = ["--server", f"127.0.0.1:{server.port}", "--count", "2"]
+        for device_id in ([" pilot "], [], []):
+            product.main(["request", KEY, *device_id, *line])
+        asked = [json.loads(request)["DeviceID"] for request in server.requests]
+    assert asked[:2] == ["pilot-1", "pilot-2"]
+    assert len(set(asked)) == 6, "the second line would get the certificates of the first again"
+
+
 def test_a_line_of_more_stations_than_the_pc_has_room_for_is_not_played(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
