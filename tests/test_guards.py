@@ -118,6 +118,17 @@ def test_a_copy_that_was_accepted_is_the_latest_from_then_on(
     assert marked.exists()
 
 
+def test_an_old_copy_is_accepted_only_with_a_reason(store: Path, marked: Path, certtool: RunCerttool) -> None:
+    journal = store / "journal.csv"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    before = files(store)
+    refused = certtool("accept-restore", "--reason", " \t", "--data", store, ok=1)
+    assert refused.stderr == "certtool: A reason is needed: give it with --reason.\n"
+    assert (files(store), marked.is_file()) == (before, True)
+    assert "with 4 free certificates" in certtool("accept-restore", "--reason", " burnt ", "--data", store).stdout
+    assert '""reason"":""burnt""' in journal.read_text(encoding="utf-8")
+
+
 def test_a_mark_that_cannot_be_synced_at_the_end_is_no_error(
     store: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -568,7 +568,7 @@ def test_release_and_void_do_the_same_beside_a_server_and_without(
         assert running.process.poll() is not None or running.request(WIFI, "leak")[0] == 409
         journal = (folder / "journal.csv").read_text(encoding="utf-8")
         assert '""reason"":""泄露""' in journal
-        assert '""who"":""' in journal
+        assert journal.count(f'""who"":""{program._who()}""') == 4, "the import, two releases, one void"
     assert results[0] == results[1]
     assert states[0] == states[1]
 
