@@ -86,6 +86,43 @@ def test_an_object_is_read_unless_it_is_nested_too_deep(value: Dict[str, object]
             assert parse_object(json.dumps(value).encode()) == value
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (b' \t\r\n{"a": "\\ud83d\\ude00"}\n', True),
+        (b'\x0b{"a": 1}', False),
+        (b'{"a": 1}\x1c', False),
+        ('\u00a0{"a": 1}'.encode(), False),
+        (b'{"a": "\\ud83d"}', False),
+        (b'{"\\ude00": 1}', False),
+    ],
+)
+def test_only_what_is_white_space_and_text_in_json_is_taken_as_json_means_it(text: bytes, read: bool) -> None:
+    if read:
+        assert parse_object(text) == {"a": "\U0001f600"}
+    else:
+        with pytest.raises(BadRequest, match="not one JSON object"):
+            parse_object(text)
+
+
+@pytest.mark.parametrize(
+    ("data", "head", "body"),
+    [
+        (b"A\r\nB\r\n\r\nC", b"A\r\nB", b"C"),
+        (b"A\nB\n\nC", b"A\nB", b"C"),
+        (b"A\nB\n\nC\r\n\r\nD", b"A\nB", b"C\r\n\r\nD"),
+        (b"A\r\nB\r\n\r\nC\n\nD", b"A\r\nB", b"C\n\nD"),
+        (b"A\r\nB\n\r\nC", b"A\r\nB", b"C"),
+        (b"A\r\nB\r\n\nC", b"A\r\nB", b"C"),
+    ],
+)
+def test_the_first_empty_line_ends_the_head_whatever_the_body_holds(data: bytes, head: bytes, body: bytes) -> None:
+    end, start = certtool._head_end(data)
+    assert (data[:end], data[start:]) == (head, body)
+    for cut in range(1, start):
+        assert certtool._head_end(data[:cut]) == (0, 0)
+
+
 # -- replies -----------------------------------------------------------------------------------------------------------
 
 
