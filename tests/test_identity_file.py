@@ -30,12 +30,13 @@ ENCODINGS: Dict[str, Callable[[str], bytes]] = {
 
 def identity_file(data: bytes, options: Optional[Mapping[str, str]] = None) -> IdentityFile:
     """Open a file at one go, as a server does in slices."""
-    sniffing = sniff_encoding(io.BytesIO(data))
+    stream = io.BytesIO(data)
+    sniffing = sniff_encoding(stream)
     while True:
         try:
             next(sniffing)
         except StopIteration as found:
-            return IdentityFile(io.BytesIO(data), found.value, options or {})
+            return IdentityFile(stream, found.value, options or {})
 
 
 def rows_of(file: IdentityFile) -> List[Tuple[int, Any]]:
@@ -189,11 +190,15 @@ WRONG_ROWS = {
 
 
 @pytest.mark.parametrize("row", WRONG_ROWS)
-def test_a_wrong_row_is_named_by_its_line_with_the_reason_and_hides_no_row_after_it(row: str) -> None:
-    lines = [FULL, f"{GOOD},,,", "", row, f"{GOOD},,,", "a1Key,abc,hush,,,"]
+@pytest.mark.parametrize("characters", [certtool.IMPORT_SLICE, 1], ids=["all at once", "alone"])
+def test_a_wrong_row_is_named_by_its_line_with_the_reason_and_hides_no_row_after_it(
+    row: str, characters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "IMPORT_SLICE", characters)
+    lines = [FULL, f"{GOOD},,,", row, "", f"{GOOD},,,", "a1Key,abc,hush,,,"]
     found = read("\n".join(lines).encode())
     after = len("\n".join(lines[:4]).split("\n")) + 1
-    assert [line for line, _ in found] == [2, 4, after, after + 1]
+    assert [line for line, _ in found] == [2, 3, after, after + 1]
     assert [found[0][1], found[2][1]] == [PLAIN, PLAIN]
     assert WRONG_ROWS[row] in found[1][1]
     assert "hush" not in found[1][1], "a message never holds a secret"
@@ -243,6 +248,12 @@ def test_an_unclosed_quote_is_named_where_its_row_starts_however_many_rows_follo
 def test_two_rows_with_a_stray_quote_each_are_two_errors() -> None:
     rows = ['a1Key,lamp-0002,hu"sh', GOOD, 'a1Key,lamp-0003,"hush', GOOD]
     assert read("\n".join([HEADER, *rows]).encode()) == [(2, UNMATCHED), (3, PLAIN), (4, UNMATCHED), (5, PLAIN)]
+
+
+def test_a_stray_quote_in_a_column_that_is_not_used_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certtool, "IMPORT_SLICE", 1)
+    for end in ("", "\n", f"\n{GOOD},\n"):
+        assert read(f'{HEADER},note\n{GOOD},"x{end}'.encode())[0] == (2, UNMATCHED)
 
 
 @pytest.mark.parametrize("quote", ['"', ""], ids=["quoted", "plain"])
