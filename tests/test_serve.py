@@ -262,6 +262,7 @@ def test_a_server_on_any_address_of_this_pc_is_reached_by_its_commands(
             assert b"200 OK" in client.recv(1000)
 
 
+@pytest.mark.usefixtures("fast")  # an interrupt may come while coverage holds its own lock, and then nothing ends
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_end_in_the_middle_of_the_start_leaves_nothing_behind(number: int, store: Path, tmp_path: Path) -> None:
