@@ -4597,7 +4597,7 @@ async function poll() {
   } catch (error) {
     if (error.status === 403) {
       locked = true;
-      hideSecrets();
+      leave();
     } else goneSince = goneSince || Date.now();
   }
   drawLine();
@@ -4902,8 +4902,9 @@ function close() {
   current = secretsOf = null;
   drawDetails();
 }
-function hideSecrets() {  // from whoever passes by, also those that are on their way
+function leave() {  // the view, or a page that locks: no secret stays for whoever passes by, and none comes late
   ++opening;
+  $("dialog").close();
   if (!secretsOf) return;
   secretsOf = null;
   drawDetails();
@@ -4997,7 +4998,7 @@ function view() {
   document.title = `${t(wanted)} – certtool`;
   window.scrollTo(0, 0);
   if (wanted === "query") { scanNext(); list(); }
-  else hideSecrets();
+  else leave();
 }
 function speak(language) {
   document.documentElement.lang = language;
