@@ -5752,28 +5752,24 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; return the exit code."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, or never there: pythonw.exe
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the process's life
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):
-            # A console in GBK cannot show every name; CPython 3.8 would keep a warning until a block is full.
-            stream.reconfigure(errors="replace", line_buffering=name == "stderr" or None)
+    _prepare_output()
     if sys.version_info < (3, 8):  # noqa: UP036 - it starts there, and fails later
         return _fail(f"This is Python {sys.version_info[0]}.{sys.version_info[1]}: certtool needs 3.8 or newer.", 1)
     if crc32_warning:
         print(f"certtool: {crc32_warning}", file=sys.stderr)
     gc.set_threshold(100_000)  # garbage that only a search finds: a million rows make none, requests only by an error
-    code = 1
+    code, doubt = 1, ""
     try:
         options = _parser().parse_args(arguments)
+        if options.command not in ("query", "verify", "crc"):  # which only look
+            doubt = " What was under way may have happened: look with certtool.py query."
         code = options.run(options)
         sys.stdout.flush()
         return code
     except CertToolError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("Interrupted: what was under way may have happened: look with certtool.py query.", 1)
+        return _fail(f"Interrupted.{doubt}", 1)
     except OSError as error:
         if is_reader_gone(error):
             _drop_output()
@@ -5783,9 +5779,19 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if error.filename:
             return _fail(f"{error.strerror}: {error.filename}", 1)
         why = error.strerror or "Input or output failed"  # of the output, when it is not kept until the command is done
-        return _fail(f"{why}: check the disk. What was under way may have happened: look with certtool.py query.", 1)
+        return _fail(f"{why}: check the disk.{doubt}", 1)
     except Exception as error:  # the edge: whatever it is, the operator sees a sentence
         return _fail(f"Please report this defect: {where_raised(error)}", 1)
+
+
+def _prepare_output() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or never there: pythonw.exe
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the process's life
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            # A console in GBK cannot show every name; CPython 3.8 would keep a warning until a block is full.
+            stream.reconfigure(errors="replace", line_buffering=name == "stderr" or None)
 
 
 def _drop_output() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -752,6 +753,25 @@ def test_a_defect_is_told_in_a_sentence_without_its_message(
     assert re.match(
         r"Please report this defect: ZeroDivisionError in crash, line \d+", sentence(capsys.readouterr().err)
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "told"),
+    [
+        ("query", KeyboardInterrupt(), "Interrupted."),
+        ("verify", KeyboardInterrupt(), "Interrupted."),
+        ("verify", OSError(errno.ENOSPC, "No space left"), "No space left: check the disk."),
+    ],
+)
+def test_a_command_that_only_looks_leaves_no_doubt_where_it_ends_early(
+    command: str, error: BaseException, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(program, f"run_{command}", end)
+    assert program.main([command]) == 1
+    assert sentence(capsys.readouterr().err) == told
 
 
 # -- what cannot be arranged from outside ------------------------------------------------------------------------------

@@ -909,7 +909,7 @@ def test_an_import_that_is_interrupted_changes_nothing(store: Path, big: Path, c
         assert importing.stderr
         errors = importing.stderr.read()
     assert importing.returncode == 1
-    assert "Interrupted: what was under way may have happened: look with certtool.py query." in errors.splitlines()[-1]
+    assert "Interrupted. What was under way may have happened: look with certtool.py query." in errors.splitlines()[-1]
     no_traceback(errors)
     assert list((store / "imports").iterdir()) == []
     assert "No certificate matches" in certtool("query", "--data", store, ok=1).stderr
