@@ -4700,7 +4700,8 @@ function drawFeed(feed) {
 }
 
 // ---- Add Device -----------------------------------------------------------------------------------------------------
-let file = null, named = "", importing = false, choices = 0, checked = 0, said = () => plain(note(t("noPreview")));
+let file = null, named = "", importing = false, choices = 0, checked = 0, checking = Promise.resolve();
+let said = () => plain(note(t("noPreview")));
 const plain = (...parts) => [h("h2", {}, t("result")), ...parts];
 const reportFailure = (error) => report(() => plain(fail(reason(error))));
 
@@ -4717,6 +4718,7 @@ async function choose(chosen) {
     file = { name: chosen.name, bytes };
   } catch {
     if (turn !== choices) return;
+    ++checked;
     file = null;
     drawChosen();
     report(() => plain(fail(t("changed"))));
@@ -4734,11 +4736,15 @@ function send(dryRun, skipBad) {
   const head = JSON.stringify({ options, files: [[file.name, file.bytes.length]] }) + "\n";
   return ask("import", new Blob([head, file.bytes]), "application/octet-stream");
 }
-async function check() {
+function check() {
   if (importing) return;
   if (!file) { report(() => plain(fail(t("chooseFirst")))); return; }
   const turn = ++checked;
   report(() => plain(note(t("checking"))));
+  checking = checking.then(() => preview(turn));  // the server refuses a second one meanwhile
+}
+async function preview(turn) {
+  if (turn !== checked) return;
   try {
     const answer = await send(true, false);
     if (turn === checked) report(() => describe(answer.Report, ""));

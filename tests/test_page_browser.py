@@ -829,6 +829,31 @@ def test_the_other_language_tells_again_what_is_in_a_file_and_what_became_of_it(
     assert "请先选择文件。" in page.inner_text("#report")
 
 
+def test_a_check_waits_for_the_one_before_and_is_not_refused_as_another_import(
+    server: StartServer, visit: Open, tmp_path: Path
+) -> None:
+    page = visit(server())
+    page.click("text=Add Device")
+    file, big = tmp_path / "lamps.csv", write(tmp_path / "big.csv", 200_000)
+    file.write_text(LAMPS)
+    page.set_input_files("#file", str(file))
+    page.wait_for_selector("#bad")
+    page.focus("[name=product_key]")
+    scan(page, "a1Lamp")  # a field that changed asks for a check, and Enter for another
+    page.wait_for_selector("text=Add only the 1 good rows")
+    page.set_input_files("#file", str(big))
+    until(page, "document.querySelector('#chosen').textContent === 'big.csv'")
+    page.set_input_files("#file", str(file))
+    page.wait_for_selector("text=Add only the 1 good rows")
+    assert page.inner_text("#chosen") == "lamps.csv"
+    page.set_input_files("#file", str(big))
+    until(page, "document.querySelector('#chosen').textContent === 'big.csv'")
+    page.evaluate("choose({ name: 'gone.csv', arrayBuffer: () => Promise.reject(new Error()) })")
+    page.wait_for_selector("text=The file cannot be read any more")
+    page.evaluate("checking")
+    assert page.locator("#import").count() == 0, "of a file that is not chosen any more"
+
+
 def test_a_file_chosen_while_another_is_added_stays_chosen(server: StartServer, visit: Open, tmp_path: Path) -> None:
     page = visit(server())
     page.click("text=Add Device")
