@@ -4223,6 +4223,7 @@ h2 { font-size: 15px; margin: 0 0 12px; }
   color: var(--bad); border-left: 8px solid currentColor; overflow-wrap: anywhere; }
 .banner.warn { background: var(--warn-back); color: var(--warn); }
 .note { color: var(--soft); margin: 8px 0 0; } .fail { color: var(--bad); font-weight: 600; }
+.note, .fail { overflow-wrap: anywhere; }
 .done { color: var(--good); font-weight: 600; }
 .row { display: flex; gap: 12px; align-items: baseline; justify-content: space-between; flex-wrap: wrap; }
 .key, td.mono, dd, .mono { font-family: Consolas, "SF Mono", "Liberation Mono", monospace; overflow-wrap: anywhere; }

@@ -434,6 +434,22 @@ def test_every_view_fits_where_the_page_is_enlarged(server: StartServer, visit: 
             assert not overlong(page), f"{view} is wider than the screen at {percent} %"
 
 
+def test_long_names_and_what_is_typed_make_no_view_wider_than_the_screen(
+    server: StartServer, visit: Open, tmp_path: Path
+) -> None:
+    page = visit(server(), "phone")
+    page.click("text=Add Device")
+    page.set_input_files("#file", str(write(tmp_path / f"{'n' * 120}.csv", 3)))
+    page.click("#import")
+    page.wait_for_selector("h2.done")
+    assert not overlong(page)
+    page.click("text=Device Query")
+    page.fill("#text", "W" * 64)
+    page.press("#text", "Enter")
+    page.wait_for_selector("#missed:not([hidden])")
+    assert not overlong(page)
+
+
 def test_the_chart_tells_a_screen_reader_the_hours_that_it_shows(server: StartServer, chromium: Any) -> None:
     running = server("--import", SAMPLE)
     context = chromium.new_context(timezone_id="Asia/Kolkata")
