@@ -4439,6 +4439,8 @@ const TEXT = {
     "请在文件中改正这些行后重新选择：只要有错误行，就不会添加。"],
   notAdded: ["These rows were not added: mend them in the file and choose it again.",
     "以下行未添加：请在文件中改正后重新选择。"],
+  unusable: ["This file cannot be used as it is: nothing is added.", "此文件无法直接使用：不会添加任何证书。"],
+  orField: [" (or fill in the field ProductKey)", "（或填写 ProductKey 栏）"],
   nothingNew: ["There is nothing new in this file.", "此文件中没有新证书。"],
   ignored: ["Columns not used: {0}", "未使用的列：{0}"], more: ["Show more ({0} left)", "显示更多（还有 {0} 行）"],
   importing: ["Adding: {0} rows …", "正在添加：{0} 行……"], done: ["The certificates are added", "证书已添加"],
@@ -4526,7 +4528,9 @@ let snapshot = null, goneSince = 0, locked = false, shown = {}, linkKey = "";
 function t(key, ...values) {
   return TEXT[key][zh() ? 1 : 0].replace(/\{(\d)\}/g, (_, place) => values[place]);
 }
-function say(sentence) {  // one of the server's
+function say(sentence) {  // one of the server's, whose options are fields here
+  sentence = sentence.replace(" (or --product-key)", t("orField"));
+  sentence = sentence.replace("release it with --force", "tick to release it");
   if (!zh()) return sentence;
   for (const [pattern, text] of SENTENCES)
     if (pattern.test(sentence))
@@ -4800,7 +4804,8 @@ function describe(answer, added) {  // what is in a file, or what became of the 
     };
     const more = button({ onclick: grow }, "");
     grow();
-    parts.push(fail(t(done ? "notAdded" : "mend")), h("table", { id: "bad" }, h("thead", {}, h("tr", {},
+    const remedy = done ? "notAdded" : answer.errors.length > answer.rejected ? "unusable" : "mend";
+    parts.push(fail(t(remedy)), h("table", { id: "bad" }, h("thead", {}, h("tr", {},
       h("th", { scope: "col" }, t("row")), h("th", { scope: "col" }, t("problem")))), rows), more);
   } else if (preview && !good) parts.push(h("p", {}, t("nothingNew")));
   if (preview && good && answer.errors.length === answer.rejected) {

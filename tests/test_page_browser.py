@@ -503,10 +503,12 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
         "lamp-0001 is in the store with another DeviceSecret.",
         "lamp-0001 stands in the file before, with another secret or id.",
         "The file is empty: export it again.",
+        "The first line must name the columns; there is none for ProductKey (or --product-key).",
         "The record could not be written (no memory), so nothing was given out: close other programs.",
         "Another program changed imports/000002-b.csv at once: find out which, and import again.",
         "There is no certificate of this DeviceName in the store: check the name.",
         "It is void, and a void certificate is never given out again.",
+        "It is Written, so its secret is in a device: release it with --force if that is scrap.",
         "Only 99 certificates of product a1 are left: import more.",
         "Imported 3 of 3 rows as batch {Void} constructor.",
         "The disk failed to keep a record (Input/output error): check the disk, and restart this PC.",
@@ -721,7 +723,7 @@ def test_a_release_that_a_burn_overtook_asks_whether_the_device_is_scrap(
     page.fill("#reason", "board scrapped")
     page.keyboard.press("Enter")
     page.wait_for_selector("#force")
-    assert "It is Written" in page.inner_text("#dialogFail")
+    assert "in a device: tick to release it if that is scrap." in page.inner_text("#dialogFail")
     page.check("#force")
     asked: List[str] = []
     page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
@@ -843,6 +845,28 @@ def test_the_other_language_tells_again_what_is_in_a_file_and_what_became_of_it(
     page.wait_for_selector("text=Choose a file first.")
     page.click("#language")
     assert "请先选择文件。" in page.inner_text("#report")
+
+
+@pytest.mark.parametrize("locale", LANGUAGES)
+def test_a_file_that_cannot_be_used_as_a_whole_is_told_so_in_words_of_this_page(
+    server: StartServer, visit: Open, tmp_path: Path, locale: str
+) -> None:
+    page = visit(server(), locale=locale)
+    page.click("[href='#add']")
+    file = tmp_path / "lamps.csv"
+    file.write_text(LAMPS)
+    page.set_input_files("#file", str(file))
+    page.wait_for_selector("#bad")
+    report = page.inner_text("#report")
+    assert "--" not in report, "no option of a command"
+    assert page.evaluate("t('unusable')") in report
+    assert page.evaluate("t('mend')") not in report, "its rows may be all right"
+    field = {"en-US": "ProductKey (or fill in the field ProductKey).", "zh-CN": "填写 ProductKey 栏"}[locale]
+    assert field in report
+    page.fill("[name=product_key]", "a1Lamp")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#bad tbody tr').length === 2")
+    assert page.evaluate("t('mend')") in page.inner_text("#report")
 
 
 def test_a_check_waits_for_the_one_before_and_is_not_refused_as_another_import(
