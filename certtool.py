@@ -4661,7 +4661,7 @@ function drawProducts([products, stocks]) {
     return h("div", { class: product.low ? "product low" : "product" },
       h("div", { class: "row" }, h("span", { class: "key" }, product.key),
         h("span", { class: "left" }, number(product.left), h("small", {}, " " + t("left")))),
-      product.hours_left !== null && h("p", { class: "label" }, t("runsOutIn", duration(product.hours_left))),
+      product.hours_left ? h("p", { class: "label" }, t("runsOutIn", duration(product.hours_left))) : null,
       ...list.map((stock) => h("div", { class: "batch" },
         h("div", { class: "mono" }, stock.batch), bar(stock.counts), counts(stock.counts))),
       own.length > list.length &&
@@ -5216,7 +5216,7 @@ class Activity:
                 "written": sum(counts[1] for counts in by_hour.values()),
                 "failed": sum(counts[2] for counts in by_hour.values()),
                 "rate": written / span,
-                "hours_left": min((row["hours_left"] for row in rows if row["hours_left"] is not None), default=None),
+                "hours_left": min((row["hours_left"] for row in rows if row["hours_left"]), default=None),
             },
             "hours": [{"start": hour * HOUR, "written": c[1], "failed": c[2]} for hour, c in by_hour.items()],
             "stations": [[station, at, *by_station[station]] for station, at in latest[:STATIONS_SHOWN]],

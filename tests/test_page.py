@@ -316,10 +316,10 @@ def test_a_first_minute_makes_no_rate_that_nobody_could_burn_at() -> None:
     assert activity.snapshot([], NOON + 1)["shift"]["rate"] == 60
 
 
-def test_the_forecast_is_that_of_the_stock_that_runs_out_first() -> None:
+def test_the_forecast_is_that_of_the_stock_that_runs_out_first_and_not_of_one_that_has() -> None:
     activity = certtool.Activity()
     stocks = []
-    for key, taken, left in (("quick", 6, 60), ("slow", 3, 60), ("still", 0, 10)):
+    for key, taken, left in (("quick", 6, 60), ("slow", 3, 60), ("still", 0, 10), ("ended", 9, 0)):
         product = certtool.Product(key)
         product.counts[0] = left
         product.put(range(left))
@@ -327,8 +327,8 @@ def test_the_forecast_is_that_of_the_stock_that_runs_out_first() -> None:
         stocks.append(product)
         activity.add([happened(NOON)._replace(product_key=key)] * taken)
     shown = activity.snapshot(stocks, NOON + 6 * certtool.MINUTE)
-    assert [row["low"] for row in shown["products"]] == [False, False, True]
-    assert [row["hours_left"] for row in shown["products"]] == [pytest.approx(1), pytest.approx(2), None]
+    assert [row["low"] for row in shown["products"]] == [False, False, True, True]
+    assert [row["hours_left"] for row in shown["products"]] == [pytest.approx(1), pytest.approx(2), None, 0]
     assert shown["shift"]["hours_left"] == pytest.approx(1)
 
 

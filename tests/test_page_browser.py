@@ -958,6 +958,7 @@ def test_products_that_have_ended_leave_room_for_the_work(server: StartServer, v
     until(page, f"{banners}[0].startsWith('STOCK IS EMPTY: no certificate of product product0, product1, product2')")
     empty, low = page.evaluate(banners)
     assert "product11 is left." in empty
+    assert page.inner_text(".product").startswith("product0\n0 left\n0\n"), "not that it will run out"
     assert low.startswith("LOW STOCK: 2 certificates of product product12, 2 certificates of product product13, ")
     page.click("text=Device Query")
     assert page.evaluate("$('text').getBoundingClientRect().bottom") < SIZES["pc"][1] / 2
