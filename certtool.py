@@ -4588,7 +4588,8 @@ async function ask(operation, body, type = "application/json") {
   const response = await fetch("/certtool/" + operation, options);
   const answer = await response.json();
   if (answer.Status !== "OK") throw Object.assign(new Error(answer.Message), { status: response.status });
-  if (linkKey) { store("key", linkKey); linkKey = ""; }  // for all tabs, also those of before a restart
+  if (linkKey) store("key", linkKey);  // for all tabs, also those of before a restart
+  if (linkKey === stored("key")) linkKey = "";
   return answer;
 }
 const reason = (error) => (error instanceof TypeError ? t("gone") : say(error.message));

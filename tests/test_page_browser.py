@@ -293,6 +293,22 @@ def test_a_reload_and_each_tab_work_and_the_link_opens_locked_tabs_again(server:
     context.close()
 
 
+def test_a_browser_that_keeps_nothing_for_pages_is_not_locked_out_after_the_first_answer(
+    server: StartServer, chromium: Any
+) -> None:
+    context = chromium.new_context()
+    context.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }})")
+    page = context.new_page()
+    page.goto(link(server("--import", SAMPLE)))
+    until(page, "snapshot !== null")
+    for _ in range(2):
+        with page.expect_response("**/certtool/line") as answer:
+            pass
+        assert answer.value.status == 200
+    assert page.inner_text("#live") == "Live"
+    context.close()
+
+
 @contextlib.contextmanager
 def elsewhere(html: str) -> Iterator[Tuple[int, List[Mapping[str, str]]]]:
     """Another page of this PC while the block runs: its port, and what browsers tell it in their headers."""
