@@ -4693,7 +4693,8 @@ function drawStations(stations) {
       cell("number wide", number(taken)), ...values.map(number)]), [2, 3, 4, 5])];
 }
 function result(text) {
-  return text.startsWith("refused: ") ? t("refused", text.slice(9)) : Object.hasOwn(TEXT, text) ? t(text) : say(text);
+  if (text.startsWith("refused: ")) return t("refused", say(text.slice(9)));
+  return Object.hasOwn(TEXT, text) ? t(text) : say(text);
 }
 function drawFeed(feed) {
   if (!feed.length) return [note(t("noEvents"))];
@@ -5221,8 +5222,13 @@ class Activity:
             },
             "hours": [{"start": hour * HOUR, "written": c[1], "failed": c[2]} for hour, c in by_hour.items()],
             "stations": [[station, at, *by_station[station]] for station, at in latest[:STATIONS_SHOWN]],
-            "feed": [[e.time, e.station, e.result, e.device_id, e.device_name] for e in reversed(self.events)],
+            "feed": [[e.time, e.station, _told(e), e.device_id, e.device_name] for e in reversed(self.events)],
         }
+
+
+def _told(event: RequestEvent) -> str:
+    """Say what came of it: of what a person did the whole reason, which has no code that another could look up."""
+    return f"refused: {event.why}" if event.why and event.action in OPERATIONS else event.result
 
 
 class Page(Site):

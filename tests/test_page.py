@@ -249,6 +249,14 @@ def test_the_line_shows_stock_rates_stations_and_events(server: StartServer) -> 
     assert (line["problem"], line["importing"]) == ("", None)
 
 
+def test_the_events_say_why_what_a_person_wanted_was_refused(server: StartServer) -> None:
+    page = PageClient(server("--import", SAMPLE))
+    with open(SAMPLE, newline="", encoding="utf-8") as file:
+        name = next(csv.DictReader(file))["DeviceName"]
+    page.ask("release", {"product_key": WIFI, "device_name": name, "reason": "board scrapped"})
+    assert page.ask("line", {})[1]["feed"][0][2] == "refused: It is not allocated: there is nothing to release."
+
+
 def test_made_up_products_of_refused_requests_hide_no_station_and_no_forecast(server: StartServer) -> None:
     running = server("--import", SAMPLE)
     made_up = b"".join(ask("device-9", product=f"made up {number}") for number in range(certtool.MAX_SUMS))

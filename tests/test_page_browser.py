@@ -543,6 +543,8 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
     ]
     for sentence in sentences:
         assert re.search(r"[\u4e00-\u9fff]{2}", page.evaluate("sentence => say(sentence)", sentence)), sentence
+    event = page.evaluate("result('refused: It is not allocated: there is nothing to release.')")
+    assert not re.search("[a-z]", event)
 
 
 class Late:
