@@ -4411,8 +4411,8 @@ const TEXT = {
   shiftBurned: ["Burned in the last 12 hours", "最近 12 小时烧录"], rate: ["Burned an hour, now", "当前每小时烧录"],
   yield: ["Yield, last 12 hours", "最近 12 小时良率"], runsOut: ["First stock runs out in", "最先用完的库存还可用"],
   left: ["left", "剩余"], runsOutIn: ["runs out in {0} at the present rate", "按当前速度还可用 {0}"],
-  lowStock: ["LOW STOCK: {0} are left. Add more now.", "库存不足：{0}。请立即添加。"],
-  lowOf: ["{1} certificates of product {0}", "产品 {0} 只剩 {1} 个证书"],
+  lowStock: ["LOW STOCK: {0}. Add more now.", "库存不足：{0}。请立即添加。"],
+  lowOf: ["product {0} has {1} left", "产品 {0} 只剩 {1} 个证书"],
   noneLeft: ["STOCK IS EMPTY: no certificate of product {0} is left. The line stands still until you add more.",
     "库存用完：产品 {0} 已没有证书。添加之前产线无法继续。"],
   finished: ["{0} batches with nothing left are not shown here.", "另有 {0} 个已用完的批次未在此显示。"],
@@ -4434,7 +4434,7 @@ const TEXT = {
   would: ["New", "新证书"], imported: ["Added", "已添加"], duplicates: ["In the store already", "库中已有"],
   rejected: ["Bad rows", "错误行"], row: ["Line", "行号"], problem: ["What is wrong", "问题"],
   importAll: ["Add {0} certificates", "添加 {0} 个证书"],
-  importGood: ["Add only the {0} good rows", "只添加 {0} 个正确的行"],
+  importGood: ["Add the good rows only ({0})", "只添加 {0} 个正确的行"],
   mend: ["Mend these rows in the file and choose it again: with a bad row nothing is added.",
     "请在文件中改正这些行后重新选择：只要有错误行，就不会添加。"],
   notAdded: ["These rows were not added: mend them in the file and choose it again.",
@@ -4454,7 +4454,8 @@ const TEXT = {
   history: ["History", "历史记录"], who: ["Who, why", "操作人与原因"],
   show: ["Show secrets (this is recorded)", "显示密钥（将被记录）"], hide: ["Hide secrets", "隐藏密钥"],
   close: ["Close", "关闭"], release: ["Release", "释放"], void: ["Void", "作废"], cancel: ["Cancel", "取消"],
-  reason: ["Reason", "原因"], releaseTitle: ["Release {0}?", "释放 {0}？"], voidTitle: ["Void {0}?", "作废 {0}？"],
+  reason: ["Reason", "原因"], releaseTitle: ["Release {0} of product {1}?", "释放产品 {1} 的 {0}？"],
+  voidTitle: ["Void {0} of product {1}?", "作废产品 {1} 的 {0}？"],
   releaseText: ["It goes back to the stock and another device will get it. Only where no device has it any more.",
     "它将回到库存并分配给其他设备。仅当没有设备再使用它时才可释放。"],
   voidText: ["It is taken out of use for ever. This cannot be undone.", "它将永久停用，无法撤销。"],
@@ -4967,7 +4968,7 @@ function confirm(verb) {
   const { row } = current;
   ++opening;  // no late answer takes its place under the dialog
   $("dialog").dataset.verb = verb;
-  $("dialogTitle").textContent = t(verb + "Title", row.DeviceName);
+  $("dialogTitle").textContent = t(verb + "Title", row.DeviceName, row.ProductKey);
   $("dialogText").textContent = t(verb + "Text");
   $("confirm").textContent = t(verb);
   $("reason").value = "";

@@ -125,7 +125,7 @@ def burn_fifty(running: Server, page: Any) -> None:
     until(page, "document.querySelector('#tiles .big').textContent === '48'")
     until(page, "document.querySelector('#products').innerText.includes('Written 48')")
     assert "96.0 %" in page.inner_text("#tiles")
-    assert "LOW STOCK: 2 certificates of product a1Lamp" in page.inner_text("#banners")
+    assert "LOW STOCK: product a1Lamp has 2 left" in page.inner_text("#banners")
     assert "127.0.0.1" in page.inner_text("#stations")
 
 
@@ -774,7 +774,7 @@ def test_what_is_released_or_made_void_is_what_the_dialog_names_whichever_answer
         until(page, "name => document.querySelector('#details').innerText.includes(name)", given[device])
 
     def make_void(device: str) -> None:
-        assert page.inner_text("#dialogTitle") == f"Void {given[device]}?"
+        assert page.inner_text("#dialogTitle") == f"Void {given[device]} of product {WIFI}?"
         page.fill("#reason", "label lost")
         page.keyboard.press("Enter")
         until(page, "document.querySelector('#details .status').innerText === 'Void'")
@@ -898,11 +898,11 @@ def test_a_check_waits_for_the_one_before_and_is_not_refused_as_another_import(
     page.wait_for_selector("#bad")
     page.focus("[name=product_key]")
     scan(page, "a1Lamp")  # a field that changed asks for a check, and Enter for another
-    page.wait_for_selector("text=Add only the 1 good rows")
+    page.wait_for_selector("text=Add the good rows only (1)")
     page.set_input_files("#file", str(big))
     until(page, "document.querySelector('#chosen').textContent === 'big.csv'")
     page.set_input_files("#file", str(file))
-    page.wait_for_selector("text=Add only the 1 good rows")
+    page.wait_for_selector("text=Add the good rows only (1)")
     assert page.inner_text("#chosen") == "lamps.csv"
     page.set_input_files("#file", str(big))
     until(page, "document.querySelector('#chosen').textContent === 'big.csv'")
@@ -977,7 +977,7 @@ def test_products_that_have_ended_leave_room_for_the_work(server: StartServer, v
     empty, low = page.evaluate(banners)
     assert "product11 is left." in empty
     assert page.inner_text(".product").startswith("product0\n0 left\n0\n"), "not that it will run out"
-    assert low.startswith("LOW STOCK: 2 certificates of product product12, 2 certificates of product product13, ")
+    assert low.startswith("LOW STOCK: product product12 has 2 left, product product13 has 2 left, ")
     page.click("text=Device Query")
     assert page.evaluate("$('text').getBoundingClientRect().bottom") < SIZES["pc"][1] / 2
 
