@@ -995,6 +995,7 @@ REQUIRED = COLUMNS[:3]
 OPTIONAL_FROM = {"ProductKey": "--product-key", "ProductSecret": "--product-secret", "ProductID": "--product-id"}
 SEPARATORS = ",;\t"
 NO_ENCODING = "The text is neither UTF-8, UTF-16 with BOM nor GB18030: save it as CSV UTF-8."
+UNMATCHED = "A quotation mark is not closed, or text follows one that is."
 UNUSED_NAMED = 20  # columns at most that a report names as not used
 COLUMN_NAME_LENGTH = 40  # characters; a longer one is no column's name
 
@@ -1079,6 +1080,8 @@ class IdentityFile:
                 found = [self._width + len(self._fixed)]
                 self._fixed.append(options.get(column, ""))
             places += found
+        if missing and header.count('"') % 2:
+            raise BadFile(UNMATCHED, start)
         if missing:
             raise BadFile(f"The first line must name the columns; there is none for {', '.join(missing)}.", start)
         known = {column.lower() for column in COLUMNS}
@@ -1169,7 +1172,7 @@ class IdentityFile:
         except (csv.Error, StopIteration):
             pass
         self._pending.extendleft(reversed(taken))
-        return "A quotation mark is not closed, or text follows one that is."
+        return UNMATCHED
 
     def _credential(self, cells: Sequence[str]) -> Union[Credential, str]:
         if len(cells) != self._width:
