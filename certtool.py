@@ -2126,12 +2126,13 @@ class Store:
                     f"There is no store at {self.folder}: import a file first, or name the store with --data."
                 )
             reader = self._replay(state, progress or (lambda what, done, total: None), self._names_of(about))
-            self._note_orphans()
+            self._last_import = max(self._numbered_imports().values(), default=0)
             if reader.seq == 0 and self._last_import:
                 raise StoreError(
                     f"{self._journal_path} is missing or empty while imports were made. Nothing was changed. Put back "
                     "the journal: without it certificates that are in devices would be given out again."
                 )
+            self._note_orphans()
             lost = self._check_mark(reader)
             if self.writer:
                 self._open_journal(reader)
@@ -2270,9 +2271,8 @@ class Store:
 
     def _note_orphans(self) -> None:
         used = {os.path.basename(imported.path) for imported in self._imports}
-        numbers = self._numbered_imports()
-        self._last_import = max(numbers.values(), default=0)
-        for name in sorted(set(numbers) - used) if self.writer else ():  # to a reader it may be an import under way
+        names = self._numbered_imports()
+        for name in sorted(set(names) - used) if self.writer else ():  # to a reader it may be an import under way
             self.notes.append(f"imports/{name} was never completed or taken back, so it is ignored.")
 
     def _open_journal(self, reader: JournalReader) -> None:

@@ -454,6 +454,14 @@ def test_a_damaged_journal_is_refused_by_each_command_and_not_changed(certtool: 
         assert {name: data for name, data in unharmed(used).items() if data} == {n: d for n, d in before.items() if d}
 
 
+def test_a_lost_journal_is_refused_and_no_import_is_called_ignored(certtool: RunCerttool, used: Path) -> None:
+    (used / "journal.csv").unlink()
+    for command in (["release", "lamp-0001", "--reason", "x"], ["import", SAMPLE], ["serve", "0"]):
+        lines = certtool(*command, "--data", used, ok=1).stderr.splitlines()
+        assert len(lines) == 1
+        assert "is missing or empty while imports were made. Nothing was changed." in lines[0]
+
+
 # -- release and void --------------------------------------------------------------------------------------------------
 
 
