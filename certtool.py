@@ -5914,7 +5914,7 @@ def _add_asking_commands(add: AddCommand) -> None:
 
     query = add("query", run_query, "Show what became of certificates.")
     query.add_argument("device_name", nargs="?", metavar="DEVICE_NAME")
-    query.add_argument("--device-id", metavar="ID")
+    query.add_argument("--device-id", type=str.strip, metavar="ID")
     query.add_argument("--product-key", metavar="K")
     query.add_argument("--batch", type=_text, metavar="B")
     query.add_argument("--status", metavar="S", type=_status, help=", ".join(STATUS_NAMES))

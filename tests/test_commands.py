@@ -274,6 +274,7 @@ def test_query_lists_everything_in_the_order_of_import(certtool: RunCerttool, us
     ("filters", "device_ids"),
     [
         (["--device-id", "MAC-A"], ["MAC-A", "MAC-A"]),
+        (["--device-id", " MAC-A\t"], ["MAC-A", "MAC-A"]),  # white space around it is no part of it on the wire either
         (["--device-id", "MAC-A", "--product-key", BLUETOOTH], ["MAC-A"]),
         (["--device-id", "MAC-A", "--status", "allocated", "--batch", "sample"], ["MAC-A", "MAC-A"]),
         (["--status", "WRITTEN"], ["MAC-W"]),
