@@ -2727,7 +2727,8 @@ class Service:
         """Return product and number of the one certificate of that name. Raises Refused."""
         found = self.state.find(device_name, product_key)
         if not found:
-            raise Refused("There is no certificate of this DeviceName in the store: check the name.")
+            hint = "check the name and --product-key" if product_key else "check the name"
+            raise Refused(f"There is no certificate of this DeviceName in the store: {hint}.")
         if len(found) > 1:
             keys = ", ".join(product.key for product, _ in found)
             raise Refused(f"The name occurs in several products ({keys}): say which with --product-key.")

@@ -474,7 +474,7 @@ def test_release_and_void_need_a_name_and_a_reason(certtool: RunCerttool, used: 
         assert "--reason" in certtool(command, name, "--data", used, ok=2).stderr
         assert "DEVICE_NAME" in certtool(command, "--reason", "x", "--data", used, ok=2).stderr
         assert "A reason is needed" in sentence(certtool(command, name, "--reason", " ", "--data", used, ok=1).stderr)
-        assert "check the name" in sentence(certtool(command, "no-one", "--reason", "x", "--data", used, ok=1).stderr)
+        assert "check the name." in sentence(certtool(command, "no-one", "--reason", "x", "--data", used, ok=1).stderr)
     assert (used / "journal.csv").read_bytes() == before
     assert certtool("release", name, "--reason", "new chip", "--data", used).stdout == (
         f"{name} was Failed and is Unallocated now.\n"
@@ -493,6 +493,8 @@ def test_a_name_that_two_products_have_must_be_told_apart(certtool: RunCerttool,
     certtool("import", path, "--data", store)
     refused = sentence(certtool("void", "twin-1", "--reason", "x", "--data", store, ok=1).stderr)
     assert refused == "The name occurs in several products (a1X, a1Y): say which with --product-key."
+    refused = certtool("void", "twin-1", "--reason", "x", "--product-key", "a1Z", "--data", store, ok=1).stderr
+    assert sentence(refused).endswith("check the name and --product-key."), "the name is right"
     certtool("void", "twin-1", "--reason", "x", "--product-key", "a1Y", "--data", store)
     assert [row["Status"] for row in listed(certtool, store, "twin-1")] == ["Unallocated", "Void"]
 
