@@ -5574,7 +5574,7 @@ class Station:
         fields = [answer.get(name, "") for name in COLUMNS[:5]]
         for column, field in zip(COLUMNS, fields):
             if not isinstance(field, str) or check_field(column, field):
-                raise NoAnswer(f"The {column} from {self.server} is none: is that a certtool?", True)
+                raise NoAnswer(f"{self.server} sent no valid {column}: is that a certtool?", True)
         checksum = crc32("".join(fields).encode("utf-8", "replace"))
         told = answer.get("CRC32")
         if (told.upper().zfill(8) if isinstance(told, str) else told) not in (checksum, f"{checksum:08X}"):
@@ -5602,7 +5602,7 @@ class Station:
         try:
             answer = parse_object(body)
         except BadRequest:
-            raise NoAnswer(f"{self.server} answered {status} without JSON: is that a certtool?", True) from None
+            raise NoAnswer(f"{self.server} answered {status}, and no JSON object: is that a certtool?", True) from None
         if status == 200 and answer.get("Status") == "OK":
             self._check_addressee(answer, message)
             return answer

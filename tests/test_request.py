@@ -143,6 +143,23 @@ def test_what_a_server_says_of_its_refusal_is_shown_on_one_line_of_some_length(m
     assert str(refused.value) == f"127.0.0.1:{server.port} refused: 403 Forbidden: {told}"
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"[]", "answered 200, and no JSON object: is that a certtool?"),
+        (b"<html>", "answered 200, and no JSON object: is that a certtool?"),
+        (f'{{"Status": "OK", "ProductKey": "{KEY}", "DeviceID": "MAC-0001"}}'.encode(), "sent no valid DeviceName: "),
+    ],
+)
+def test_a_station_says_what_is_wrong_with_an_answer(body: bytes, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch, 5.0, 1)
+    with hostile.serve("plain") as server:
+        server.script = lambda _server, _request: [hostile.http(body)]
+        with pytest.raises(product.NoAnswer) as refused:
+            product.Station("127.0.0.1", server.port).request(KEY, "MAC-0001")
+    assert str(refused.value).startswith(f"127.0.0.1:{server.port} {told}")
+
+
 def test_a_station_takes_no_answer_that_is_longer_than_any_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
     patient(monkeypatch, 5.0, 1)
     with hostile.serve("plain") as server:
