@@ -2299,7 +2299,10 @@ class Store:
             raise StoreError(str(error)) from None
         self._sync_folders()
         self.notes.append(f"A new, empty store was made: {self.folder}")
-        if self._marks and os.path.isdir(self._marks) and os.listdir(self._marks):
+        others: List[str] = []
+        with contextlib.suppress(OSError):  # where it matters, _open_mark says so
+            others = os.listdir(self._marks) if self._marks else []
+        if others:
             self.notes.append(
                 "This PC has had another store before. What was given out from that one and is imported here goes out "
                 "again: if it was the store of this line, stop, and put it back."

@@ -260,6 +260,24 @@ def test_a_profile_that_is_missing_or_broken_never_stops_the_line(
         assert f"{marks or 'no profile'}), so an old copy put back would not be noticed" in warned[0]
 
 
+def test_a_folder_of_marks_that_may_not_be_listed_stops_no_new_store(
+    store: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile.mkdir(parents=True)
+    everywhere_else = os.listdir
+
+    def listdir(folder: str) -> List[str]:
+        if folder == str(profile):  # as after a first start with sudo
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return everywhere_else(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with line(store, marks=str(profile)) as service:
+        assert service.store.notes == [f"A new, empty store was made: {store}"]
+        import_files(service, upload(list(rows(5))))
+        work(service, "A")
+
+
 def test_an_old_copy_whose_acceptance_cannot_be_recorded_stays_refused(
     store: Path, profile: Path, marked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
