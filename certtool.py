@@ -1514,6 +1514,7 @@ READ_AHEAD = 50  # certificates read together where they are given out in order
 LOOK_BACK_BYTES = 1 << 18  # of the journal in one step
 TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
 TORN_SECONDS = 0.05  # between two such looks
+NOT_THROUGH_LINKS = getattr(os, "O_NOFOLLOW", 0)  # to open no file elsewhere; Windows has no such flag
 
 Progress = Callable[[str, int, int], None]  # what is being done, units done, units in all
 
@@ -1545,6 +1546,39 @@ def _restrict(descriptor: int) -> None:
     if sys.platform != "win32":
         with contextlib.suppress(OSError):
             os.fchmod(descriptor, 0o600)
+
+
+def _keep_private(folder: str) -> str:
+    """Close imports/ to other users, whatever rights a copy brought along; say so where they can still look.
+
+    On Windows it has its parent's rights.
+    """
+    imports = os.path.join(folder, "imports")
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            os.chmod(imports, 0o700)
+        if os.stat(imports).st_mode & 0o077:
+            return f"Other users of this PC can read {folder}: keep it where only you can."
+    return ""
+
+
+def _forbid_changes(folder: str) -> None:
+    """Let no other user put a file in the place of the store's. Where a folder's sticky bit does so, it is left."""
+    mode = os.stat(folder).st_mode
+    if sys.platform != "win32" and mode & 0o022 and not mode & 0o1000:
+        with contextlib.suppress(OSError):
+            os.chmod(folder, mode & 0o7755)
+
+
+def _is_of_stranger(descriptor: int, path: str) -> bool:
+    """Say whether a file was put here by another user, who can read and change it whatever its mode.
+
+    Not root, whom nothing is hidden from; and root may work for the user whose folder it is in.
+    """
+    if sys.platform == "win32":
+        return False
+    owner, user = os.fstat(descriptor).st_uid, os.geteuid()
+    return owner not in (0, user) and (user != 0 or owner != os.stat(os.path.dirname(path)).st_uid)
 
 
 def _open_to_read(path: str) -> BinaryIO:
@@ -1621,12 +1655,18 @@ class Lock:
     """The right to write to a store, held until `release` or the end of the process.
 
     Raises StoreBusy where another process holds it. The file tells others who the holder is and how to reach it; that
-    is true only while the lock is held, and nobody else reads it, since it is 0600.
+    is true only while the lock is held, and nobody else reads it, since it is 0600. Raises StoreError where another
+    user made it: its owner could read our token in it, or tell us of a server that only takes what it is handed.
     """
 
     def __init__(self, path: str, command: str) -> None:
-        self._descriptor = _open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))
+        self._descriptor = _open(path, os.O_RDWR | os.O_CREAT | NOT_THROUGH_LINKS)
         try:
+            if _is_of_stranger(self._descriptor, path):
+                raise StoreError(
+                    f"{path} was made by another user of this PC, who could learn the secrets by it: find out who, "
+                    "delete it, and keep the store where only you can write."
+                )
             _restrict(self._descriptor)
             if not _try_lock(self._descriptor):
                 raise self._busy(path)
@@ -1928,6 +1968,9 @@ class Mirror:
                 raise StoreError("The mirror is the store itself: name a folder on another disk.")
             if os.stat(self._folder).st_dev == os.stat(store).st_dev:
                 self._warn(f"The mirror {self._folder} is on the store's own disk, and ends with it: name another.")
+            readable = _keep_private(self._folder)
+            if readable:
+                self._warn(readable)
             self._complete(os.path.join(store, "journal.csv"), os.path.join(self._folder, "journal.csv"), lines=2)
             for name in [*(os.path.join("imports", name) for name in imports), "journal.csv"]:
                 self._complete(os.path.join(store, name), os.path.join(self._folder, name))
@@ -1943,8 +1986,11 @@ class Mirror:
         With `lines` so many are only compared: two of a journal tell whether it is of this store.
         """
         with _open_to_read(path) as source:
-            descriptor = _open(copy, os.O_RDWR | os.O_CREAT)
+            descriptor = _open(copy, os.O_RDWR | os.O_CREAT | NOT_THROUGH_LINKS)
             with open(descriptor, "rb") as target:
+                if _is_of_stranger(descriptor, copy):
+                    raise PermissionError(errno.EPERM, f"another user made {copy}")
+                _restrict(descriptor)
                 same = 0  # bytes of whole lines that are equal
                 for line in itertools.islice(target, lines):
                     if line != source.read(len(line)):
@@ -1980,7 +2026,8 @@ class Mirror:
             return
         try:
             copy = os.path.join(self._folder, "imports", os.path.basename(path))
-            os.close(_open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))  # what an import left that was taken back
+            how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NOT_THROUGH_LINKS
+            os.close(_open(copy, how))  # what an import left that was taken back
             self._complete(path, copy)
             _sync_folder(os.path.dirname(copy))
         except OSError as error:
@@ -2081,23 +2128,16 @@ class Store:
         try:
             new = not os.path.isdir(folder)
             _make_folder(folder)
+            _forbid_changes(folder)
             self.lock = Lock(os.path.join(folder, "lock"), command)
             _make_folder(self._imports_folder)
-            self._keep_private()
+            self.notes += filter(None, [_keep_private(folder)])
         except OSError as error:
             self.close()
             other = ", or use another --data" if new else ""  # else what was given out from this one would go out again
             raise StoreError(
                 f"The store {folder} cannot be written ({error.strerror}): {_remedy(error)}{other}."
             ) from None
-
-    def _keep_private(self) -> None:
-        """Close imports/ to other users, whatever rights a copy brought along. On Windows it has its parent's."""
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):
-                os.chmod(self._imports_folder, 0o700)
-            if os.stat(self._imports_folder).st_mode & 0o077:
-                self.notes.append(f"Other users of this PC can read {self.folder}: keep it where only you can.")
 
     def is_new(self) -> bool:
         """Say whether a writer makes a new store here. Raises StoreError where one may not look."""

@@ -7,8 +7,11 @@ import errno
 import io
 import itertools
 import os
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import pytest
 
 from certtool import (
     UNALLOCATED,
@@ -51,6 +54,15 @@ def read_store(folder: Path, *about: str) -> Opened:
     store, state = Store(str(folder), writer=False), State()
     store.load(state, about=about)
     return Opened(store, state, Service(store, state))
+
+
+def made_by_another_user(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file be another user's, who lets all others write to it; only root can really do so."""
+    path.chmod(0o666)
+    if sys.platform != "win32" and os.geteuid() == 0:
+        os.chown(path, 65534, -1)
+    else:
+        monkeypatch.setattr("certtool._is_of_stranger", lambda _, opened: opened == str(path))
 
 
 def rows_about(opened: Opened, text: str) -> List[Tuple[str, ...]]:

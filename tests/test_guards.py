@@ -19,7 +19,7 @@ from certtool import HighWaterMark, Refused, Service, State, Store, StoreError
 from tests import identities
 from tests.identities import PRODUCT, rows
 from tests.inside import Inside
-from tests.stores import RAISE, SHORT, STATION, Disk, at_call, files, import_files, upload
+from tests.stores import RAISE, SHORT, STATION, Disk, at_call, files, import_files, made_by_another_user, upload
 from tests.support import SAMPLE, RunCerttool, StartServer
 from tests.wire import ask
 
@@ -147,6 +147,56 @@ def test_only_their_owner_may_see_the_marks_and_the_mirror(store: Path, profile:
     for top in (profile, mirror):
         for path in [top, *top.rglob("*")]:
             assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+@posix_only
+def test_rights_that_a_copy_brought_along_are_mended_in_the_mirror_or_told(
+    store: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(store) as service:
+        import_files(service, upload(list(rows(5))))
+    shutil.copytree(store, mirror)
+    for mends in (True, False):
+        guarded = [mirror / "imports", *(mirror / "imports").iterdir(), mirror / "journal.csv"]
+        for path in guarded:
+            path.chmod(0o755)
+        with monkeypatch.context() as patch:
+            if not mends:  # FAT has no rights
+                patch.setattr("certtool.os.chmod", lambda *_: None)
+            with line(store, mirror=str(mirror)) as service:
+                notes = [note for note in service.store.notes if note != same_disk(mirror)]
+        assert [path.stat().st_mode & 0o077 for path in guarded] == [0o055 * (not mends), 0, 0]
+        told = [f"Other users of this PC can read {mirror}: keep it where only you can."]
+        assert notes == ([] if mends else told)
+
+
+@posix_only
+@pytest.mark.parametrize("planted", ["a file of his own", "a link"])
+@pytest.mark.parametrize("at_start", [True, False])
+def test_another_user_is_not_given_the_secrets_by_what_he_has_put_into_the_mirror(
+    planted: str, at_start: bool, store: Path, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with line(store) as service:
+        import_files(service, upload(list(rows(5)), "a.csv"))
+    with line(store, mirror="" if at_start else str(mirror)) as service:
+        if not at_start:
+            mirror_failed = service.store.notes
+        (mirror / "imports").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "elsewhere.csv").write_text("mine")
+        trap = mirror / "imports" / ("000001-a.csv" if at_start else "000002-b.csv")
+        if planted == "a link":
+            trap.symlink_to(tmp_path / "elsewhere.csv")
+        else:
+            trap.touch()
+            made_by_another_user(trap, monkeypatch)
+        if not at_start:
+            import_files(service, upload(list(rows(5, first=5)), "b.csv"))
+    if at_start:
+        with line(store, mirror=str(mirror)) as service:
+            mirror_failed = service.store.notes
+    assert (tmp_path / "elsewhere.csv").read_text() == "mine"
+    assert trap.is_symlink() or trap.read_bytes() == b""
+    assert any(note.startswith("THERE IS NO SECOND COPY") for note in mirror_failed)
 
 
 def test_any_earlier_state_of_the_journal_is_refused(store: Path, profile: Path, marked: Path) -> None:

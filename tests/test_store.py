@@ -46,6 +46,7 @@ from tests.stores import (
     at_call,
     files,
     import_files,
+    made_by_another_user,
     open_store,
     read_store,
     rows_about,
@@ -146,9 +147,45 @@ def test_rights_that_a_copy_brought_along_are_mended_or_told(
                 patch.setattr("certtool.os.chmod", lambda *_: None)
             opened = open_store(store)
         assert [path.stat().st_mode & 0o077 for path in guarded] == [0o077 * (not mends), 0, 0]
+        assert store.stat().st_mode & 0o022 == 0o022 * (not mends), "who may write there can take the lock away"
         told = [f"Other users of this PC can read {store}: keep it where only you can."]
         assert opened.store.notes == ([] if mends else told)
         opened.store.close()
+
+
+@posix_only
+def test_a_folder_in_which_each_user_can_change_only_his_own_files_is_left_as_it_is(store: Path) -> None:
+    store.mkdir()
+    store.chmod(0o1777)
+    with opened_store(store):
+        assert stat.S_IMODE(store.stat().st_mode) == 0o1777
+
+
+@posix_only
+def test_a_lock_that_another_user_has_put_there_learns_no_token_and_leads_to_no_server(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.mkdir()
+    (store / "lock").touch(0o666)
+    with monkeypatch.context() as patch:
+        made_by_another_user(store / "lock", patch)
+        with pytest.raises(StoreError, match=r"lock was made by another user of this PC, .* delete it"):
+            open_store(store)
+    assert (store / "lock").read_bytes() == b""
+    assert not (store / "journal.csv").exists()
+    (store / "lock").unlink()
+    with opened_store(store):
+        pass
+
+
+@posix_only
+def test_root_works_on_the_store_of_the_user_whose_folder_it_is(line: Opened, store: Path) -> None:
+    line.store.close()
+    if os.geteuid() == 0:
+        for path in (store, store / "lock"):
+            os.chown(path, 65534, -1)
+    with opened_store(store) as opened:
+        assert opened.state.products
 
 
 @posix_only
