@@ -3125,7 +3125,7 @@ ACTIONS = (REQUEST, BURN_SUCCEEDED, BURN_FAILED)  # the wire's numbers are the s
 ACTION_NAMES = ("request", "burned", "failed")
 
 _REQUEST_LINE = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/(\d\.\d)")
-_HEADER_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*)")
+_HEADER_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t -~\x80-\xff]*)")
 _LENGTH = re.compile(r"\d{1,20}")
 _KEY = re.compile(rf"[ -~]{{1,{FIELD_LENGTH}}}")
 _DEVICE_ID = re.compile(rf"[ -~]{{0,{DEVICE_ID_LENGTH}}}")
@@ -3155,7 +3155,7 @@ def parse_head(data: bytes) -> Head:
         match = _HEADER_LINE.fullmatch(line)
         if not match:
             raise BadRequest("A header line is malformed.")
-        name, value = match[1].lower(), match[2].rstrip(" \t")
+        name, value = match[1].lower(), match[2].strip(" \t")
         if name in headers and name in ("content-length", "transfer-encoding", "host", "authorization"):
             raise BadRequest(f"The header {name} came twice.")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value

@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Callable, Generator, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -141,6 +142,16 @@ def test_more_kinds_of_head_than_are_remembered_are_all_understood(inside: Calla
     for number in range(2 * certtool.USUAL_HEADS + 2):
         assert server.say(ask("the same", f"X: {number // 2}", "Connection: close"))[0] == 200
     assert 0 < len(server.server.usual_heads) < certtool.USUAL_HEADS
+
+
+@pytest.mark.parametrize("gap", [b" ", b"\t", b" \t", b"a", b": ", b", "])
+@pytest.mark.parametrize("before", [b"", b"A", b"A:", b"A: b", b"Connection:"])
+def test_a_long_head_that_is_wrong_only_at_its_end_is_refused_at_once(before: bytes, gap: bytes) -> None:
+    long = gap * (16_000 // len(gap))
+    began = time.process_time()
+    with pytest.raises(certtool.BadRequest, match="A header line is malformed"):
+        certtool.parse_head(b"POST / HTTP/1.1\r\n" + before + long + b"\x01")
+    assert time.process_time() - began < 0.5, "all devices wait for it"
 
 
 def test_a_body_of_64_kib_is_taken(line: Server) -> None:
