@@ -3478,6 +3478,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self._dispatch(head)
             if not self.buffer:
                 return
+            if head.method == "GET":  # a page is long: whether the peer takes it shows before the next one
+                break
         self.more = bool(self.buffer)
         if self.more:
             self.server.again.append(self)
@@ -5135,6 +5137,7 @@ CSV_LINES = 100  # sent in one piece of a download
 HOUR, MINUTE = 3_600_000, 60_000  # milliseconds
 SHIFT_HOURS = 12  # looked back on
 STATIONS_SHOWN = 60  # the latest
+MAX_SEEN = 1000  # stations remembered, the latest: one client may come from very many addresses
 RATE_MINUTES = 15  # that the present rate is measured over
 MAX_SUMS = 500  # (product, station) pairs counted one by one in an hour
 RECOVERED_BYTES = 32 * 1024 * 1024  # of the journal, at most, that tell of the time before a start
@@ -5185,12 +5188,15 @@ class Activity:
         for (moment, station, action, result, product_key), number in Counter(map(_ALIKE, events)).items():
             if not station or action in OPERATIONS:  # a sentence, or what a person did
                 continue
-            self.seen[station] = moment
+            self.seen.pop(station, None)
+            self.seen[station] = moment  # the latest last
             column = 3 if result.startswith("refused") else COUNTED.get(result)
             if column is not None:
                 key = "" if column == 3 else product_key, station  # a client may make up as many products as it likes
                 self._add_up(self.hours, moment // HOUR, SHIFT_HOURS, key, column, number)
                 self._add_up(self.minutes, moment // MINUTE, RATE_MINUTES, key, column, number)
+        for station in list(itertools.islice(self.seen, max(0, len(self.seen) - MAX_SEEN))):
+            del self.seen[station]
 
     def _add_up(self, sums: Sums, period: int, kept: int, key: Tuple[str, str], column: int, number: int) -> None:
         if period not in sums:

@@ -369,6 +369,40 @@ def test_what_the_page_keeps_of_the_past_does_not_grow(monkeypatch: pytest.Monke
     assert last[PRODUCT, "99-0"] == [2, 0, 0, 0]
 
 
+def test_a_client_with_very_many_addresses_takes_no_more_memory_and_hides_no_station_that_asks_on() -> None:
+    activity = certtool.Activity()
+    for number in range(5000):
+        activity.add([happened(NOON + number, "refused: BadRequest", f"2001:db8::{number:x}")])
+        if number % 1000 == 0:
+            activity.add([happened(NOON + number, station="192.0.2.7")])
+    activity.count()
+    assert len(activity.seen) == certtool.MAX_SEEN
+    assert activity.seen["2001:db8::1387"] == NOON + 4999
+    assert activity.seen["192.0.2.7"] == NOON + 4000
+
+
+def test_a_program_that_asks_for_the_page_many_times_and_reads_nothing_costs_little_memory(
+    inside: Callable[..., Inside],
+) -> None:
+    server = inside(1)
+    server.server.site = certtool.Page(server.server, "operator")
+    page = len(server.server.site._html)
+    asked = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with socket.socket() as client:
+        for end in (client, server.server.socket):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+        client.connect(("127.0.0.1", server.server.server_port))
+        client.settimeout(0)
+        client.send(asked * 30)
+        server.turn(40)
+        [handler] = server.server.connections
+        assert page / 2 < len(handler.unsent) < certtool.MAX_UNSENT + page + 2000
+        received = server.receive(client, 1)
+        while received.count(b"HTTP/1.1 200 OK") < 30 or not received.endswith(b"</html>"):
+            received += server.receive(client, 1)
+
+
 def test_events_are_counted_also_while_no_page_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certtool, "COUNTED_TOGETHER", 3)
     activity = certtool.Activity()
