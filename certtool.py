@@ -135,8 +135,11 @@ STOP_SECONDS = 2.0  # for the last replies to be taken once serving ends
 DEVICE_ID_LENGTH = 64  # characters (contract)
 FIELD_LENGTH = 64  # characters (contract)
 RECORD_LINES = 1000  # lines that a quoted field may span before its quote counts as never closed
+LINE_LENGTH = 1 << 18  # characters of a line of an identity file that are looked at, and about that many of a row
+MAX_COLUMNS = 1000  # of an identity file; those of the cloud have about 5
 SELECT_SLICE = 10_000  # certificates looked through in one step
 JSON_SLICE = 1000  # tokens of JSON written in one step
+ROWS_SLICE = 100  # rows of an identity file checked one by one in one step
 IMPORT_SLICE = 1 << 16  # characters of an identity file whose rows are checked, checksummed and written in one step
 FILE_PIECE = 1 << 18  # bytes of an identity file that are digested, decoded or handed over in one step
 
@@ -1059,13 +1062,17 @@ class IdentityFile:
         self._text = io.TextIOWrapper(data, encoding, newline="")
         self._read = 1  # the line that the next block begins with
         self._pending: Deque[Tuple[int, str]] = deque()  # lines of the present block, numbered
-        start, header = next(((n, text) for n, text in iter(self._next_line, None) if text.strip()), (1, ""))
+        self._cut = False  # the last line was, and the rest of it comes next
+        lines = itertools.islice(iter(self._next_line, None), RECORD_LINES)
+        start, header = next(((n, text) for n, text in lines if text.strip()), (1, ""))
         if not header:
             raise BadFile("The file is empty: export it again.")
         if "\0" in header:  # UTF-16 without BOM
             raise BadFile(NO_ENCODING, start)
         self._separator, names = _sniff_separator(header)
         self._width = len(names)
+        if self._width > MAX_COLUMNS:
+            raise BadFile(f"The first line names more than {MAX_COLUMNS:,} columns: export the file again.", start)
         keys = [re.sub(r"[\s_-]", "", name).lower() for name in names]
         places: List[int] = []  # for each of COLUMNS the index of its cell; behind a row's cells stand the fixed ones
         self._fixed: List[str] = []
@@ -1106,7 +1113,7 @@ class IdentityFile:
                 self._take_lines(text)
             if not self._pending:
                 return
-            yield list(self._pending_rows())
+            yield list(itertools.islice(self._pending_rows(), ROWS_SLICE))
 
     def _pending_rows(self) -> Iterator[Row]:
         while self._pending:
@@ -1118,8 +1125,19 @@ class IdentityFile:
                 yield line, self._credential(cells)
 
     def _next_block(self) -> str:
-        """Return whole lines, "" at the end of the file."""
-        return self._text.read(IMPORT_SLICE) + self._text.readline()
+        """Return whole lines, "" at the end of the file.
+
+        Of a line that is far too long comes the beginning, with more cells than a row may have, and then blank lines
+        that do not count, since no step may take long.
+        """
+        was_cut = self._cut
+        text = "" if was_cut else self._text.read(IMPORT_SLICE)
+        end = self._text.readline(LINE_LENGTH)
+        self._cut = len(end) == LINE_LENGTH and end[-1] not in _LINE_END
+        if was_cut:
+            self._read -= 1
+            return "\n"
+        return text + end + (SEPARATORS * MAX_COLUMNS + "\n") * self._cut
 
     def _take_lines(self, text: str) -> None:
         lines = io.StringIO(text, newline="").readlines()
@@ -1157,17 +1175,19 @@ class IdentityFile:
     def _cells(self, text: str) -> Union[List[str], str]:
         """Split a row, which a quoted cell may carry over several lines; a reason where its quotes do not match."""
         taken: List[Tuple[int, str]] = []
-        record = text
-        while record.count('"') % 2:
-            more = self._next_line() if len(taken) < RECORD_LINES else None
+        quotes, length = text.count('"'), len(text)
+        while quotes % 2:
+            more = self._next_line() if len(taken) < RECORD_LINES and length < LINE_LENGTH else None
             if more is None:
                 break
             taken.append(more)
-            record += more[1]
+            quotes += more[1].count('"')
+            length += len(more[1])
+        record = text + "".join(line for _, line in taken)
         if '"' not in record:
             return record.rstrip(_LINE_END).split(self._separator)
         try:
-            if record.count('"') % 2 == 0:
+            if quotes % 2 == 0:
                 return next(csv.reader([record], delimiter=self._separator, strict=True))
         except (csv.Error, StopIteration):
             pass
@@ -1221,11 +1241,18 @@ def _undecodable_line(data: BinaryIO, encoding: str) -> Generator[None, None, in
             yield
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        end = data.tell() - len(error.object) + error.start
-        data.seek(0)
-        before = data.read(end).decode(encoding, "ignore")
-        return len(re.findall("\r\n?|\n", before)) + 1
-    return 0
+        left = data.tell() - len(error.object) + error.start
+    else:
+        return 0
+    data.seek(0)
+    counter = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)("ignore"), translate=True)
+    line = 1
+    while left:
+        piece = data.read(min(left, FILE_PIECE))
+        left -= len(piece)
+        line += counter.decode(piece, final=not left).count("\n")
+        yield
+    return line
 
 
 def _sniff_separator(header: str) -> Tuple[str, List[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pytest
@@ -262,6 +263,57 @@ def test_a_huge_cell_hides_no_row_after_it(quote: str) -> None:
     (first, _), second = read(data)
     assert first == 2
     assert second == (3, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (f"{GOOD},{'x' * 5_000_000}", "The row has "),
+        (",".join([GOOD, *["x"] * 1_000_000]), "The row has "),
+        ('a1Key,name0001,"hush1,\n' * 400_000 + GOOD, UNMATCHED),
+        ('"\n' + ("x" * 60_000 + "\n") * 500 + GOOD, UNMATCHED),
+    ],
+    ids=["a huge cell", "a million cells", "a stray quote in each row", "a quote before huge lines"],
+)
+def test_a_file_made_to_take_long_is_read_in_steps_that_devices_can_wait_for(body: str, reason: str) -> None:
+    file = identity_file(f"{HEADER},note\n{body},\n{GOOD},\n".encode())
+    rows, longest, blocks = [], 0.0, file.blocks()
+    while True:
+        began = time.process_time()
+        block = next(blocks, None)
+        longest = max(longest, time.process_time() - began)
+        if block is None:
+            break
+        rows += block.rows() if isinstance(block, PlainRows) else block
+    assert longest < 0.4, "in which no device is answered"
+    assert rows[-1] == (body.count("\n") + 3, PLAIN)
+    assert rows[0][0] == 2
+    assert str(rows[0][1]).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("\n" * 3_000_000 + f"{HEADER}\n{GOOD}\n", "The file is empty"),
+        (" " * 10_000_000 + f"{HEADER}\n{GOOD}\n", "more than 1,000 columns"),
+        ("a," * 20_000 + f"{HEADER}\n", "more than 1,000 columns"),
+    ],
+    ids=["empty lines", "a line of spaces", "very many columns"],
+)
+def test_a_file_whose_first_line_takes_long_to_find_or_to_read_is_refused_at_once(data: str, message: str) -> None:
+    began = time.process_time()
+    with pytest.raises(BadFile, match=message):
+        IdentityFile(io.BytesIO(data.encode()), "utf-8-sig", {})
+    assert time.process_time() - began < 0.5
+
+
+def test_the_line_of_wrong_bytes_is_looked_for_in_steps() -> None:
+    data = f"{HEADER}\r\n".encode() + b"a1Key,lamp-0001,hush0001\r\n" * 100_000 + b"\xff"
+    steps: List[None] = []
+    with pytest.raises(BadFile) as refused:
+        steps.extend(sniff_encoding(io.BytesIO(data)))
+    assert refused.value.line == 100_002
+    assert len(steps) >= 4 * (len(data) // certtool.FILE_PIECE)
 
 
 def test_no_value_stands_in_a_reason_of_check_field() -> None:
