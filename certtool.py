@@ -6628,9 +6628,10 @@ def _print_json(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _print_csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    shown = printable if sys.stdout.isatty() else str  # a file is as it is, a terminal obeys what it is shown
     print(",".join(columns))
     for row in rows:
-        print(format_row(row[: len(columns)]))
+        print(shown(format_row(row[: len(columns)])))
 
 
 def _print_table(columns: Sequence[str], rows: List[Tuple[str, ...]], limit: Optional[int]) -> None:

@@ -417,6 +417,25 @@ def test_only_a_table_on_a_terminal_ends_early_and_only_one_that_does_says_so(
         assert len(capsys.readouterr().out.splitlines()) == lines
 
 
+@pytest.mark.parametrize("style", ["table", "csv", "json"])
+def test_a_batch_whose_name_commands_a_terminal_is_obeyed_in_no_format(
+    style: str,
+    certtool: RunCerttool,
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = "\x1b[2J\x1b]0;title\x07\x9b"
+    certtool("import", identities.write(tmp_path / "pool.csv", 1), "--data", store, "--batch", batch)
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)  # noqa: B023 - called at once
+        assert program.main(["query", "--format", style, "--data", str(store)]) == 0
+        shown = capsys.readouterr().out
+        assert "[2J" in shown
+        assert (batch in shown) == (style == "csv" and not terminal), "what is kept as CSV is as it is in the store"
+
+
 def test_a_name_that_looks_like_a_number_is_shown_as_it_is(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
     (tmp_path / "numbers.csv").write_text("ProductKey,DeviceName,DeviceSecret\n00012,1e15,x\n", encoding="utf-8")
     certtool("import", tmp_path / "numbers.csv", "--data", store)
