@@ -136,6 +136,7 @@ DEVICE_ID_LENGTH = 64  # characters (contract)
 FIELD_LENGTH = 64  # characters (contract)
 RECORD_LINES = 1000  # lines that a quoted field may span before its quote counts as never closed
 LINE_LENGTH = 1 << 18  # characters of a line of an identity file that are looked at, and about that many of a row
+MAX_WRONG = 100_000  # rows of an identity file that are listed; each takes about 1 KB of memory
 MAX_COLUMNS = 1000  # of an identity file; those of the cloud have about 5
 SELECT_SLICE = 10_000  # certificates looked through in one step
 JSON_SLICE = 1000  # tokens of JSON written in one step
@@ -2956,6 +2957,10 @@ class Service:
                 if good and new.writer:
                     payloads = map("".join, zip(*good[:5]))  # as in Credential.payload
                     new.writer.write(good, crc32_many(list(map(str.encode, payloads))))
+                if report.rejected - before[1] > MAX_WRONG:
+                    told = f"More than {MAX_WRONG:,} rows are wrong, so the rest was not read: is that the right file?"
+                    report.reject(upload.name, report.errors[-1]["line"], told)
+                    return
                 yield
             read, rejected = report.read - before[0], report.rejected - before[1]
             if not read:

@@ -228,6 +228,26 @@ def test_a_file_that_is_no_identity_file_is_not_skipped(line: Opened) -> None:
     assert snapshot(line.state) == before
 
 
+def test_a_file_of_nothing_but_wrong_rows_is_not_read_to_its_end_and_takes_no_memory_without_limit(
+    line: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(line.state)
+    monkeypatch.setattr(certtool, "MAX_WRONG", 1000)
+    wrong = Upload.of("wrong.csv", b"ProductKey,DeviceName,DeviceSecret\n" + b"x\n" * 1_000_000)
+    for how in (ImportOptions(), SKIP_BAD, ImportOptions(dry_run=True)):
+        report = import_files(line.service, upload([NEW]), wrong, how=how)
+        assert not report.ok
+        assert report.imported == 0
+        assert 1000 < report.rejected < 2 * 1000
+        assert len(report.errors) == report.rejected + 1
+        last = report.errors[-1]
+        assert last["line"] == report.errors[-2]["line"]
+        assert last["message"].startswith("More than 1,000 rows are wrong, so the rest was not read")
+        assert snapshot(line.state) == before
+    few = Upload.of("few.csv", b"ProductKey,DeviceName,DeviceSecret\n" + b"x\n" * 1000)
+    assert import_files(line.service, upload([NEW]), few, how=SKIP_BAD).imported == 1
+
+
 @pytest.mark.parametrize("bad", [[], [BAD]])
 def test_a_dry_run_reports_what_the_import_would_and_changes_nothing(
     bad: List[Credential], line: Opened, store: Path, tmp_path: Path
