@@ -2913,7 +2913,8 @@ class Service:
                     report.duplicates += known
                     with upload.open() as data:
                         encoding = yield from sniff_encoding(data)
-                        report.ignore(IdentityFile(data, encoding, options.fixed()).ignored)
+                        file = IdentityFile(data, encoding, options.fixed())
+                        report.ignore(file.ignored)
                 else:
                     yield from self._stage(upload, options, source, imports, report)
                     if source != (yield from _digest_of_source(upload, options)):
@@ -2945,6 +2946,7 @@ class Service:
                 encoding = yield from sniff_encoding(data)
                 file = IdentityFile(data, encoding, options.fixed())
             except BadFile as error:
+                data.close()  # before what read it goes: Python's development mode would warn of a file left open
                 report.reject(upload.name, error.line, str(error))
                 return
             first = len(self.state.names) + sum(len(new.staged.names) for new in imports)

@@ -212,6 +212,13 @@ def test_a_file_that_is_no_identity_file_is_refused(
     assert said in certtool("import", tmp_path / "x.csv", "--data", store, "--skip-bad", ok=1).stderr
 
 
+def test_an_import_leaves_no_file_open(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a line,with no known column\n", encoding="utf-8")
+    for file, ok in ((SAMPLE, 0), (SAMPLE, 0), (tmp_path / "x.csv", 1)):  # new, in the store already, refused
+        done = certtool("import", file, "--data", store, ok=ok, python=[sys.executable, *BARE, "-X", "dev"])
+        assert "ResourceWarning" not in done.stderr
+
+
 def test_chinese_names_and_reasons_work_on_any_console(certtool: RunCerttool, tmp_path: Path) -> None:
     path = Path(shutil.copy(SAMPLE, tmp_path / "一月 批次.csv"))
     folder = tmp_path / "仓库"
