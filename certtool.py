@@ -2913,7 +2913,7 @@ class Service:
                     report.duplicates += known
                     with upload.open() as data:
                         encoding = yield from sniff_encoding(data)
-                        file = IdentityFile(data, encoding, options.fixed())
+                        file = IdentityFile(data, encoding, options.fixed())  # kept until `data` is closed
                         report.ignore(file.ignored)
                 else:
                     yield from self._stage(upload, options, source, imports, report)
