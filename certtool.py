@@ -1610,15 +1610,18 @@ def _is_of_stranger(descriptor: int, path: str) -> bool:
 
 
 def _open_to_read(path: str) -> BinaryIO:
-    """Open what was written a moment ago."""
-    return open(_open(path, os.O_RDONLY), "rb")
+    """Open a file that an antivirus may hold for a moment: it looks at what is new, and at what is read again."""
+    return open(path, "rb", opener=_open)
 
 
 def _remedy(error: OSError) -> str:
     """Say what to do where the store's disk refused a call."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free the store's disk"
-    return "check its rights" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "check the store's disk"
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the store's disk"
+    # Windows calls it the same where a program such as a spreadsheet has the file open.
+    return "close it in other programs, or check its rights" if sys.platform == "win32" else "check its rights"
 
 
 def _in_place(facts: os.stat_result, path: str) -> bool:
@@ -1765,7 +1768,7 @@ class ImportFile:
         offset = len(IMPORT_HEADER)
         count = 0
         try:
-            with open(self.path, "rb") as file:
+            with _open_to_read(self.path) as file:
                 right = file.readline() == IMPORT_HEADER
                 for data in _whole_lines(file):
                     digest.update(data)
@@ -2226,7 +2229,7 @@ class Store:
         reader = JournalReader([b",import,", *about] if about else ())
         if not os.path.exists(self._journal_path):
             return reader
-        with open(self._journal_path, "rb") as file:
+        with _open_to_read(self._journal_path) as file:
             size = os.fstat(file.fileno()).st_size
 
             def together(events: Optional[Events]) -> int:
@@ -2461,7 +2464,7 @@ class Store:
         end = self._offset
         offset = 0 if within is None else max(0, end - within)
         rest = None if offset else b""  # None: in the middle of a line
-        with open(self._journal_path, "rb") as file:
+        with _open_to_read(self._journal_path) as file:
             file.seek(offset)
             while offset < end:
                 data = file.read(min(LOOK_BACK_BYTES, end - offset))
@@ -2504,7 +2507,7 @@ class Store:
         """Yield the certificates of all import files, in order, some thousands at a time. Raises as `certificate`."""
         for imported in self._imports:
             try:
-                with open(imported.path, "rb") as file:
+                with _open_to_read(imported.path) as file:
                     file.readline()
                     for data in _whole_lines(file):
                         yield list(_certificates_of(data))

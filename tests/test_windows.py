@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -195,6 +196,45 @@ def test_an_old_copy_of_the_store_is_refused(
     shutil.rmtree(store)
     store.with_name("copy").rename(store)
     assert "is not the latest copy of this store" in run("serve", "0", ok=1)
+
+
+HOLD = """
+import ctypes, sys, time
+name, shared, seconds = sys.argv[1:]
+handle = ctypes.windll.kernel32.CreateFileW(name, 0x80000000 + 0x40000000, int(shared), None, 3, 0, None)
+assert handle != -1
+print("held", flush=True)
+time.sleep(float(seconds))
+"""
+
+
+@contextlib.contextmanager
+def held(windows: Windows, path: Path, shared: int, seconds: float) -> Iterator[None]:
+    """Another program has a file open for so long, which it lets others read (1) or not even that (0)."""
+    command = [*windows.python, "-c", HOLD, on_windows(path), str(shared), str(seconds)]
+    pipe, none, env = subprocess.PIPE, subprocess.DEVNULL, child_env(**windows.env)
+    with subprocess.Popen(command, stdin=none, stdout=pipe, stderr=none, env=env) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline().strip() == b"held"
+        yield
+
+
+@pytest.mark.parametrize("name", ["journal.csv", "imports/000001-identities.csv"])
+def test_a_file_that_an_antivirus_holds_for_a_moment_is_waited_for(
+    name: str, windows: Windows, run: Run, identities: Path, store: Path
+) -> None:
+    run("import", identities)
+    with held(windows, store / name, 0, 1.5):
+        assert "all is right" in run("verify")
+
+
+def test_who_has_a_file_of_the_store_open_in_a_spreadsheet_is_told_to_close_it(
+    windows: Windows, run: Run, identities: Path, store: Path
+) -> None:
+    run("import", identities)
+    with held(windows, store / "journal.csv", 1, 6):
+        told = run("serve", "0", ok=1)
+    assert "journal.csv cannot be read (Permission denied): close it in other programs, or check its rights" in told
 
 
 def test_a_reader_that_had_enough_ends_a_query_quietly(windows: Windows, run: Run, store: Path, tmp_path: Path) -> None:
