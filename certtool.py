@@ -6108,22 +6108,26 @@ def store_folder(option: Optional[str]) -> str:
 
 
 class _ProgressLine:
-    """A line on a terminal that tells how far a long job is; nothing at all in a pipe."""
+    """A line on a terminal that tells how far a long job is; nothing at all in a pipe.
+
+    It is wiped with blanks: a Windows console shows an escape sequence as it is.
+    """
 
     def __init__(self) -> None:
-        self._shown = False
+        self._width = 0  # of what is shown
         self._next = time.monotonic() + 0.5
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if time.monotonic() >= self._next and sys.stderr.isatty():
             self._next = time.monotonic() + 0.25
-            self._shown = True
-            print(f"\r{what}: {100 * done // max(total, 1):3d}% \033[K", end="", file=sys.stderr, flush=True)
+            text = f"{what}: {100 * done // max(total, 1):3d}% "
+            self._width = max(self._width, len(text))
+            print(f"\r{text:{self._width}}", end="", file=sys.stderr, flush=True)
 
     def done(self) -> None:
         """Wipe the line."""
-        if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        if self._width:
+            print(f"\r{'':{self._width}}\r", end="", file=sys.stderr, flush=True)
 
 
 def _open_store(
