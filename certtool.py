@@ -6294,7 +6294,7 @@ def _lan_addresses() -> List[str]:
                     found.append(socket.inet_ntoa(reply[20:24]))
     elif sys.platform == "win32":
         with contextlib.suppress(OSError):
-            found = socket.gethostbyname_ex(socket.gethostname())[2]
+            found = socket.gethostbyname_ex("")[2]  # this PC; its name may be Chinese, or none that Python can ask for
     return [address for address in found if not is_loopback(address)]
 
 

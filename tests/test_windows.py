@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -196,6 +197,27 @@ def test_an_old_copy_of_the_store_is_refused(
     shutil.rmtree(store)
     store.with_name("copy").rename(store)
     assert "is not the latest copy of this store" in run("serve", "0", ok=1)
+
+
+NAMED = """
+import runpy, socket, sys
+socket.gethostname = lambda: {!a}
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ["\u4ea7\u7ebf-1", "\u4ea7\u7ebf-" * 20], ids=["for DNS in code", "too long for DNS"])
+def test_a_pc_with_a_chinese_name_shows_the_addresses_that_devices_may_use(
+    name: str, windows: Windows, server: StartServer
+) -> None:
+    named = [*windows.python, "-c", NAMED.format(name)]
+    shown = []
+    for python in (windows.python, named):
+        line = server("--host", "0.0.0.0", python=python, env=windows.env, script=windows.script)
+        line.stop()
+        shown.append(re.findall(r"http://(\S+):\d+(?=\s)", line.output))
+    assert shown[0] == shown[1]
 
 
 HOLD = """
