@@ -1579,7 +1579,7 @@ def _restrict(descriptor: int) -> None:
 def _keep_private(folder: str) -> str:
     """Close imports/ to other users, whatever rights a copy brought along; say so where they can still look.
 
-    On Windows it has its parent's rights.
+    Windows knows no such mode.
     """
     imports = os.path.join(folder, "imports")
     if sys.platform != "win32":
