@@ -1620,8 +1620,8 @@ def _remedy(error: OSError) -> str:
         return "free the store's disk"
     if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "check the store's disk"
-    # Windows calls it the same where a program such as a spreadsheet has the file open.
-    return "close it in other programs, or check its rights" if sys.platform == "win32" else "check its rights"
+    # Windows calls it the same where another program, such as a spreadsheet, has it open, or the disk has a fault.
+    return "close it in other programs, or check its rights and disk" if sys.platform == "win32" else "check its rights"
 
 
 def _in_place(facts: os.stat_result, path: str) -> bool:
@@ -2409,9 +2409,11 @@ class Store:
                 self._open_imports.popleft().close()
         try:
             return imported.certificate(number)
-        except (OSError, ValueError, TypeError, csv.Error):
+        except (OSError, ValueError, TypeError, csv.Error) as error:
             imported.close()
             name = os.path.basename(imported.path)
+            if isinstance(error, PermissionError):
+                raise StoreUnavailable(f"imports/{name} cannot be read ({error.strerror}): {_remedy(error)}.") from None
             raise StoreUnavailable(f"imports/{name} cannot be read: put it back and start again.") from None
 
     def append(self, event: Event) -> None:

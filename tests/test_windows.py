@@ -259,6 +259,17 @@ def test_who_has_a_file_of_the_store_open_in_a_spreadsheet_is_told_to_close_it(
     assert "journal.csv cannot be read (Permission denied): close it in other programs, or check its rights" in told
 
 
+def test_a_certificate_whose_file_another_program_has_open_is_given_once_that_closes_it(
+    windows: Windows, serve: Callable[..., Server], identities: Path, store: Path
+) -> None:
+    line = serve("--import", identities)
+    with held(windows, store / "imports/000001-identities.csv", 0, 3):
+        code, refused = line.request(PRODUCT, "device-1")
+    assert code == 503
+    assert "cannot be read (Permission denied): close it in other programs" in refused["Message"]
+    assert line.request(PRODUCT, "device-1")[0] == 200
+
+
 def test_a_reader_that_had_enough_ends_a_query_quietly(windows: Windows, run: Run, store: Path, tmp_path: Path) -> None:
     run("import", write(tmp_path / "many.csv", 3000))
     command = [*windows.python, str(windows.script), "query", "--format", "csv", "--data", str(store)]
