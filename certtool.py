@@ -151,6 +151,7 @@ CONSOLE_BACKLOG = 2000  # lines kept while the console does not take them
 
 ANTIVIRUS_SECONDS = 2.0  # for which Windows may refuse a new file to us
 MIRROR_REMINDER_SECONDS = 60.0  # between two warnings that there is no second copy
+LOCK_BYTES = 4096  # of the lock file that its readers look at
 LOCK_OFFSET = 0x7FFF_0000  # of the locked byte on Windows, far behind what the lock file tells its readers
 
 # ======================================================================================================================
@@ -1708,9 +1709,9 @@ class Lock:
 
     def announce(self, facts: Mapping[str, Any]) -> None:
         """Tell others about the holder: `pid`, `command`, and of a server `address`, `port` and `token`."""
+        there = min(os.fstat(self._descriptor).st_size, LOCK_BYTES)  # Windows cuts no file that a scanner has mapped
         os.lseek(self._descriptor, 0, os.SEEK_SET)
-        os.ftruncate(self._descriptor, 0)
-        _write_all(self._descriptor, json.dumps(facts).encode())
+        _write_all(self._descriptor, json.dumps(facts).encode().ljust(there))
 
     def release(self) -> None:
         """Give the lock back."""
@@ -1723,7 +1724,7 @@ class Lock:
         for _ in range(TORN_READS):
             with contextlib.suppress(OSError, ValueError):
                 os.lseek(self._descriptor, 0, os.SEEK_SET)
-                holder = json.loads(os.read(self._descriptor, 4096))
+                holder = json.loads(os.read(self._descriptor, LOCK_BYTES))
                 break
             time.sleep(TORN_SECONDS)
         who = f"certtool {holder.get('command', '')}".strip() + f" (process {holder.get('pid', 'unknown')}"

@@ -220,6 +220,12 @@ def test_a_pc_with_a_chinese_name_shows_the_addresses_that_devices_may_use(
     assert shown[0] == shown[1]
 
 
+MAP = """
+import mmap, sys, time
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+    print("held", flush=True)
+    time.sleep(6)
+"""
 HOLD = """
 import ctypes, sys, time
 name, shared, seconds = sys.argv[1:]
@@ -233,7 +239,13 @@ time.sleep(float(seconds))
 @contextlib.contextmanager
 def held(windows: Windows, path: Path, shared: int, seconds: float) -> Iterator[None]:
     """Another program has a file open for so long, which it lets others read (1) or not even that (0)."""
-    command = [*windows.python, "-c", HOLD, on_windows(path), str(shared), str(seconds)]
+    with _holding(windows, HOLD, on_windows(path), str(shared), str(seconds)):
+        yield
+
+
+@contextlib.contextmanager
+def _holding(windows: Windows, program: str, *args: str) -> Iterator[None]:
+    command = [*windows.python, "-c", program, *args]
     pipe, none, env = subprocess.PIPE, subprocess.DEVNULL, child_env(**windows.env)
     with subprocess.Popen(command, stdin=none, stdout=pipe, stderr=none, env=env) as holder:
         assert holder.stdout
@@ -268,6 +280,15 @@ def test_a_certificate_whose_file_another_program_has_open_is_given_once_that_cl
     assert code == 503
     assert "cannot be read (Permission denied): close it in other programs" in refused["Message"]
     assert line.request(PRODUCT, "device-1")[0] == 200
+
+
+def test_a_lock_file_that_a_scanner_has_mapped_does_not_stop_a_start(
+    windows: Windows, run: Run, identities: Path, store: Path
+) -> None:
+    run("import", identities)
+    (store / "lock").write_text('{"pid": 1234567890, "command": "a server that was killed, whose facts are longer"}')
+    with _holding(windows, MAP, on_windows(store / "lock")):
+        run("import", identities)
 
 
 def test_a_reader_that_had_enough_ends_a_query_quietly(windows: Windows, run: Run, store: Path, tmp_path: Path) -> None:
