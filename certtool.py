@@ -4572,6 +4572,8 @@ const SENTENCES = [
   [/^The file has no certificate in it.*/, "文件中没有证书，只有标题行。"],
   [/^The header line names (\w+) twice.*/, "标题行中 $1 出现了两次：请去掉一个。"],
   [/^The first line must name the columns; there is none for (.+)\.$/, "第一行必须是列名；缺少：$1。"],
+  [/^The first line names more than ([\d,]+) columns.*/, "第一行的列名超过 $1 个：请重新导出文件。"],
+  [/^More than ([\d,]+) rows are wrong.*/, "错误的行超过 $1 行，其余未读取：请确认文件是否正确。"],
   [/^The file is empty.*/, "文件是空的：请重新导出。"],
   [/^This is a spreadsheet, not a CSV.*/, "这是电子表格，不是 CSV 文件：请另存为 CSV 后再导入。"],
   [/^The text is neither UTF-8.*/, "文字编码不是 UTF-8、带 BOM 的 UTF-16 或 GB18030：请另存为 CSV UTF-8。"],
@@ -4603,6 +4605,7 @@ const SENTENCES = [
   [/^A running server takes files of 256 MiB.*/, "运行中的服务器最多接受 256 MiB 的文件：请停止服务器后再导入。"],
   [/^This PC has no memory for so long.*/, "本机内存不足，无法接收这么大的文件：请拆分文件。"],
   [/^This page is locked.*/, "此页面已锁定：请用 certtool.py serve 启动时显示的链接打开。"],
+  [/^(.+) cannot be read \((.+)\).*/, "无法读取 $1（$2）：请在其他程序中关闭它，或检查其权限。"],
   [/^(.+) cannot be read: put it back.*/, "无法读取 $1：请恢复该文件后重新启动。"],
   [/^A device of the file got another certificate meanwhile.*/, "文件中的某个设备刚刚得到了另一个证书：请重新导入。"],
 ];
