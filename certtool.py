@@ -1301,17 +1301,19 @@ EPOCH, MILLISECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(millis
 
 csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv's own limit is 131,072 characters
 
-_PLAIN = re.compile(r"[^=+\-@'\",\t\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
+_SIGNS = r"=+\-@\uff1d\uff0b\uff0d\uff20"  # a formula begins with one, to some spreadsheets also in full width
+_BEGINS_AS_FORMULA = re.compile(rf"[{_SIGNS}'\t\r\n]").match
+_PLAIN = re.compile(rf"[^{_SIGNS}'\",\t\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
 _OTHER_KIND = re.compile(rf"\n\d+,[^,\n]*,(?!({'|'.join(KINDS)}),)".encode()).search  # behind a line end
-_PART_THAT_RUNS = re.compile(r";[\s\"]*(?=[=+\-@])")  # to a spreadsheet whose cells end at `;`
-_PLAIN_CELLS = re.compile(4 * r"(?![=+\-@'\t])[^\",\r\n]*,").fullmatch  # four of them, and an empty one
+_PART_THAT_RUNS = re.compile(rf";[\s\"]*(?=[{_SIGNS}])")  # to a spreadsheet whose cells end at `;`
+_PLAIN_CELLS = re.compile(4 * rf"(?![{_SIGNS}'\t])[^\",\r\n]*,").fullmatch  # four of them, and an empty one
 
 
 def encode_cell(text: str) -> str:
     """Write one cell so that any CSV reader reads it back, and no spreadsheet runs it."""
     if not text or _PLAIN(text):
         return text
-    if text[0] in "=+-@'\t\r\n":
+    if _BEGINS_AS_FORMULA(text):
         text = "'" + text
     if '"' in text or "," in text or "\n" in text or "\r" in text:
         return '"' + text.replace('"', '""') + '"'

@@ -40,8 +40,9 @@ from certtool import (
 )
 from tests.stores import STATION, Opened, files, import_files, lines_of, open_store, read_store, snapshot, upload
 
+FULL_WIDTH = "\uff1d\uff0b\uff0d\uff20"  # = + - @
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=20)
-CELL = TEXT | st.sampled_from(["=1+1", "'", "''=", '"', "-", "a,b", "\r\n", " ", "@x\n", '=cmd|"/c"!A1'])
+CELL = TEXT | st.sampled_from(["=1+1", *FULL_WIDTH, "'", "''=", '"', "-", "a,b", "\r\n", " ", "@x\n", '=cmd|"/c"!A1'])
 
 IN_A_LINE = CELL.filter(lambda text: "\n" not in text)
 
@@ -54,11 +55,11 @@ def test_any_cells_are_read_back_and_no_spreadsheet_takes_one_for_a_formula(cell
     line = ",".join(map(encode_cell, cells))
     assert decode_cells(line) == cells
     (shown,) = csv.reader([line], strict=True)
-    assert [cell for cell in shown if cell[:1] in set("=+-@")] == []
+    assert [cell for cell in shown if cell[:1] in {*"=+-@", *FULL_WIDTH}] == []
     assert [cell[cell[:1] == "'" :] for cell in shown] == cells
 
 
-PIECES = st.lists(st.sampled_from([*";=+-@\"', x"]), max_size=8).map("".join)
+PIECES = st.lists(st.sampled_from([*";=+-@\"', x", *FULL_WIDTH]), max_size=8).map("".join)
 
 
 @given(st.lists(PIECES), st.booleans())
@@ -66,7 +67,7 @@ PIECES = st.lists(st.sampled_from([*";=+-@\"', x"]), max_size=8).map("".join)
 def test_no_part_of_a_cell_is_a_formula_where_cells_end_at_a_semicolon(cells: List[str], blanks: bool) -> None:
     line = format_row(["lamp-0001", *cells])
     (shown,) = csv.reader([line], delimiter=";", skipinitialspace=blanks)
-    assert [cell for cell in shown if cell.lstrip()[:1] in set("=+-@")] == []
+    assert [cell for cell in shown if cell.lstrip()[:1] in {*"=+-@", *FULL_WIDTH}] == []
     (shown,) = csv.reader([line], strict=True)
     assert len(shown) == 1 + len(cells)
     assert [cell.replace("'", "") for cell in shown[1:]] == [cell.replace("'", "") for cell in cells]
@@ -95,7 +96,7 @@ def test_lines_that_have_other_cells_are_no_columns(text: str) -> None:
         certtool.decode_columns(text, 2)
 
 
-@pytest.mark.parametrize("first", "=+-@'\t\r\n")
+@pytest.mark.parametrize("first", "=+-@'\t\r\n" + FULL_WIDTH)
 def test_no_cell_begins_as_a_formula_does(first: str) -> None:
     assert encode_cell(f"{first}1").lstrip('"')[0] == "'"
 
