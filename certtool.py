@@ -120,6 +120,8 @@ PEER_SHARE = 2  # one peer may hold this part of them; many stations may stand b
 OTHER_FILES = 40  # that the process may open beside its connections: the store's
 MAX_PIPELINED = 32  # requests of one connection in one turn, so that one client cannot hold up the others
 MAX_UNSENT = 64 * 1024  # bytes of replies that a connection may leave unread before its requests wait
+MAX_HELD = 64 * 1024 * 1024  # bytes of half requests and untaken replies of all connections together
+LONG_HELD = 4 * 1024  # bytes of one connection beyond which it is let go where they are more
 BACKLOG = 1024  # connections that the system holds until the next turn accepts them
 
 REQUEST_SECONDS = 10.0  # from a request's first byte to its last
@@ -3493,8 +3495,20 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         except MemoryError:
             self._refuse_for_memory()
 
+    def holds(self) -> int:
+        """Bytes of a half request and of replies that are not taken; those of an operator's job do not count."""
+        uploads = self.head is not None and self.head.path == MANAGEMENT + "import" and not self.closing
+        return 0 if uploads or self.waiting else len(self.buffer) + len(self.unsent)
+
+    def free_memory(self) -> None:
+        """Give back what is held."""
+        if self.unsent:
+            self.close()
+        else:
+            self._refuse_for_memory()
+
     def _refuse_for_memory(self) -> None:
-        """An import that is too large for this PC must not end the line."""
+        """What is too large for this PC, such as an import, must not end the line."""
         self.buffer = b""
         self.refuse(BadRequest("This PC has no memory for so long a request: split the file.", 413))
 
@@ -3944,10 +3958,19 @@ class CertServer(http.server.HTTPServer):
         if self.now >= self._sweep_at:
             self._sweep_at = self.now + TICK_SECONDS
             self._victims.clear()
+            self._free_memory()
             for handler in [handler for handler in self.connections if handler.deadline < self.now]:
                 if not handler.waiting or handler.unsent:
                     handler.expire()
             self._finish_turn()
+
+    def _free_memory(self) -> None:
+        """Let the long half requests and untaken replies go, where all that is held is more than a line ever needs."""
+        held = [(handler.holds(), handler) for handler in self.connections]
+        if sum(size for size, _ in held) > MAX_HELD:
+            for size, handler in held:
+                if size > LONG_HELD:
+                    handler.free_memory()
 
     def _look_at_fresh(self) -> None:
         """Take what new connections have sent: mostly all that they ever will, before the selector need know them."""

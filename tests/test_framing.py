@@ -214,6 +214,49 @@ def test_an_upload_of_somebody_who_may_not_manage_is_refused_before_it_is_read(i
         assert (status, reply["Status"]) == (403, "Forbidden")
 
 
+def test_long_half_requests_that_together_take_too_much_memory_are_let_go_and_no_other(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "MAX_HELD", 100_000)
+    server = inside(1)
+    lines = ["POST /certtool/import HTTP/1.1", "Host: localhost", f"Authorization: Bearer {server.server.token}"]
+    upload = "\r\n".join([*lines, "Content-Length: 300000", "", ""]).encode() + b"x" * 60_000
+    half, long = ask("a station"), head_of(b"x" * 40_000, b"Content-Length: 60000")
+    with contextlib.ExitStack() as clients:
+        uploading, station, *hogs = (
+            clients.enter_context(server.connect(data)) for data in (upload, half[:-1], long, long)
+        )
+        server.turn()
+        server.later(certtool.TICK_SECONDS)
+        assert len(server.server.connections) == 4, "80,000 bytes are not too much"
+        hogs.append(clients.enter_context(server.connect(long)))
+        server.turn()
+        server.later(certtool.TICK_SECONDS)
+        for hog in hogs:
+            assert server.answer(hog)[0] == 413
+        station.send(half[-1:])
+        assert server.answer(station)[0] == 200
+        uploading.send(b"x" * 60_000)
+        server.turn()
+        assert max(len(handler.buffer) for handler in server.server.connections) > 120_000, "the operator's goes on"
+    assert "no memory" in server.events[-2].why
+
+
+def test_replies_that_nobody_takes_are_let_go_where_they_take_too_much_memory(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "MAX_HELD", 10_000)
+    server = inside(1)
+    with server.connect(ask("a station")) as client:
+        server.turn()
+        (handler,) = server.server.connections
+        handler.unsent = bytes(11_000)  # as where the system's own buffers are full
+        handler.deadline += certtool.REPLY_SECONDS
+        server.later(certtool.TICK_SECONDS)
+        assert server.receive(client)[:12] == b"HTTP/1.1 200"
+        assert not server.server.connections
+
+
 def test_headers_and_body_may_come_in_packets_of_their_own(inside: Callable[..., Inside]) -> None:
     server = inside()
     head, end, body = ask("two packets").partition(b"\r\n\r\n")
