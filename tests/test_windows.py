@@ -253,6 +253,10 @@ def _holding(windows: Windows, program: str, *args: str) -> Iterator[None]:
         yield
 
 
+of_the_system = pytest.mark.parametrize("windows", ["3.8"], indirect=True)  # not of Python: one is enough
+
+
+@of_the_system
 @pytest.mark.parametrize("name", ["journal.csv", "imports/000001-identities.csv"])
 def test_a_file_that_an_antivirus_holds_for_a_moment_is_waited_for(
     name: str, windows: Windows, run: Run, identities: Path, store: Path
@@ -262,6 +266,7 @@ def test_a_file_that_an_antivirus_holds_for_a_moment_is_waited_for(
         assert "all is right" in run("verify")
 
 
+@of_the_system
 def test_who_has_a_file_of_the_store_open_in_a_spreadsheet_is_told_to_close_it(
     windows: Windows, run: Run, identities: Path, store: Path
 ) -> None:
@@ -271,6 +276,7 @@ def test_who_has_a_file_of_the_store_open_in_a_spreadsheet_is_told_to_close_it(
     assert "journal.csv cannot be read (Permission denied): close it in other programs, or check its rights" in told
 
 
+@of_the_system
 def test_a_certificate_whose_file_another_program_has_open_is_given_once_that_closes_it(
     windows: Windows, serve: Callable[..., Server], identities: Path, store: Path
 ) -> None:
@@ -282,6 +288,7 @@ def test_a_certificate_whose_file_another_program_has_open_is_given_once_that_cl
     assert line.request(PRODUCT, "device-1")[0] == 200
 
 
+@of_the_system
 def test_a_lock_file_that_a_scanner_has_mapped_does_not_stop_a_start(
     windows: Windows, run: Run, identities: Path, store: Path
 ) -> None:

@@ -16,7 +16,10 @@ from tests.faults.oracle import NewTally, Oracle, judged
 from tests.stations import Stations
 from tests.support import Server, need, no_secret
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD"),
+    pytest.mark.usefixtures("fast"),
+]
 SHIM = Path(__file__).with_name("shim.c")
 TALK = {f"MAC-{number}": (0, 1, 0) for number in range(4)}
 FAULTS = {
