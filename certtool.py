@@ -948,20 +948,21 @@ class State:
                 product.counts[UNALLOCATED] += new.counts[UNALLOCATED]
             self.products[key].low = low_stock_limit(self.products[key].total)
             self.products[key].restart()
+            if new.devices:
+                self._grow(max(new.devices.values()))
             for device_id, number in new.devices.items():
-                self._grow(number)
                 self._device[number] = device_id
 
     def _adopt_stocks(self, staged: Staged) -> None:
         places: List[int] = []
+        known = {stock.product_key: place for place, stock in enumerate(self.stocks) if stock.batch == staged.batch}
         for key, product in staged.products.items():
-            same = (place for place, stock in enumerate(self.stocks) if stock[:2] == (key, staged.batch))
-            place = next(same, len(self.stocks))
+            place = known.get(key, len(self.stocks))
             places.append(place)
             if place == len(self.stocks):
                 self.stocks.append(Stock(key, staged.batch, [0] * len(STATUS_NAMES)))
             self.stocks[place].counts[UNALLOCATED] += product.total
-        self._stock_of.extend(itertools.repeat(places[0] if places else 0, len(staged.names)))
+        self._stock_of.extend(array("I", places[:1]) * len(staged.names))
         for place, product in list(zip(places, staged.products.values()))[1:]:
             for number in product.names.values():
                 self._stock_of[number] = place

@@ -7,7 +7,7 @@ import copy
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
 from unittest import mock
 
 import pytest
@@ -310,6 +310,42 @@ def test_certificates_are_selected_by_product_batch_and_status(step: int, monkey
         (PK, "mixed", [0, 0, 0, 0, 1]),
         (OTHER, "mixed", [2, 0, 0, 0, 0]),
     ]
+
+
+class Looked(List[Any]):
+    """A list that counts how many of its elements were looked at one after another."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for element in super().__iter__():
+            self.looks += 1
+            yield element
+
+
+def test_an_import_of_many_products_looks_through_the_stocks_once_and_not_for_each_product() -> None:
+    state = new_state(2)
+    staged = Staged(2, "wrong columns")
+    products = [f"product{number:04d}" for number in range(500)]
+    staged.add(products, ["name"] * 500, [""] * 500)
+    state.stocks = Looked(state.stocks)
+    state.prepared.append(staged)
+    state.apply(Event("import", 1, detail={}))
+    assert state.stocks.looks <= 501
+    assert true_to_itself(state)
+
+
+def test_an_import_makes_room_for_all_that_are_bound_in_advance_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = new_state(2)
+    staged = Staged(2, "bound")
+    devices = [f"D{number}" for number in range(5000)]
+    staged.add([PK] * 5000, [f"bound{number:04d}" for number in range(5000)], devices)
+    grow = mock.Mock(side_effect=state._grow)
+    monkeypatch.setattr(state, "_grow", grow)
+    state.prepared.append(staged)
+    state.apply(Event("import", 1, detail={}))
+    assert grow.mock_calls == [mock.call(5001)]
+    assert [state.record(number).device_id for number in range(5002)] == ["", "", *devices]
 
 
 def test_what_is_imported_while_certificates_are_selected_is_selected_by_its_own_filters(
