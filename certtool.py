@@ -139,6 +139,7 @@ FIELD_LENGTH = 64  # characters (contract)
 RECORD_LINES = 1000  # lines that a quoted field may span before its quote counts as never closed
 LINE_LENGTH = 1 << 18  # characters of a line of an identity file that are looked at, and about that many of a row
 MAX_WRONG = 100_000  # rows of an identity file that are listed; each takes about 1 KB of memory
+MAX_PRODUCTS = 1000  # of an identity file; where there are far more, the wrong column is named ProductKey
 MAX_COLUMNS = 1000  # of an identity file; those of the cloud have about 5
 SELECT_SLICE = 10_000  # certificates looked through in one step
 JSON_SLICE = 1000  # tokens of JSON written in one step
@@ -2974,6 +2975,10 @@ class Service:
                     told = f"More than {MAX_WRONG:,} rows are wrong, so the rest was not read: is that the right file?"
                     report.reject(upload.name, report.errors[-1]["line"], told)
                     return
+                if len(new.staged.products) > MAX_PRODUCTS:
+                    told = f"The file names more than {MAX_PRODUCTS:,} ProductKeys: is that the right column?"
+                    report.reject(upload.name, 1, told)
+                    return
                 yield
             read, rejected = report.read - before[0], report.rejected - before[1]
             if not read:
@@ -4600,6 +4605,7 @@ const SENTENCES = [
   [/^The first line must name the columns; there is none for (.+)\.$/, "第一行必须是列名；缺少：$1。"],
   [/^The first line names more than ([\d,]+) columns.*/, "第一行的列名超过 $1 个：请重新导出文件。"],
   [/^More than ([\d,]+) rows are wrong.*/, "错误的行超过 $1 行，其余未读取：请确认文件是否正确。"],
+  [/^The file names more than ([\d,]+) ProductKeys.*/, "文件中的 ProductKey 超过 $1 个：请确认该列是否正确。"],
   [/^The file is empty.*/, "文件是空的：请重新导出。"],
   [/^This is a spreadsheet, not a CSV.*/, "这是电子表格，不是 CSV 文件：请另存为 CSV 后再导入。"],
   [/^The text is neither UTF-8.*/, "文字编码不是 UTF-8、带 BOM 的 UTF-16 或 GB18030：请另存为 CSV UTF-8。"],

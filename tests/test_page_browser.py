@@ -522,6 +522,7 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
         "The first line must name the columns; there is none for ProductKey (or --product-key).",
         "The first line names more than 1,000 columns: export the file again.",
         "More than 100,000 rows are wrong, so the rest was not read: is that the right file?",
+        "The file names more than 1,000 ProductKeys: is that the right column?",
         "imports/000001-a.csv cannot be read (Permission denied): close it in other programs, or check its rights.",
         "There is no certificate of this DeviceName in the store: check the name and --product-key.",
         "The record could not be written (no memory), so nothing was given out: close other programs.",
