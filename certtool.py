@@ -2579,6 +2579,30 @@ SECRET_COLUMNS = ("ProductSecret", "DeviceSecret")
 HELD_BACK = "Something unexpected stopped the recording: keep the log, and start again."
 
 
+class _InMemory(io.RawIOBase):
+    """A stream of bytes that are in memory, without the copy that io.BytesIO makes of a part of them."""
+
+    def __init__(self, data: Union[bytes, memoryview]) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, len(self._data))[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+
 class Upload(NamedTuple):
     """An identity file to import: its name without folder, what opens its bytes, and how many there are.
 
@@ -2590,9 +2614,9 @@ class Upload(NamedTuple):
     size: int
 
     @classmethod
-    def of(cls, name: str, data: bytes) -> Upload:
+    def of(cls, name: str, data: Union[bytes, memoryview]) -> Upload:
         """Bytes that are in memory."""
-        return cls(name, functools.partial(io.BytesIO, data), len(data))
+        return cls(name, lambda: io.BufferedReader(_InMemory(data)), len(data))
 
 
 class ImportOptions(NamedTuple):
@@ -3575,8 +3599,8 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         start, end = self.body_start, self.body_start + head.length
         if len(buffer) < end:
             return None
-        with memoryview(buffer) as view:  # a slice of the buffer itself would be one more copy of an import
-            self.body = bytes(view[start:end])
+        view = memoryview(buffer)[start:end]
+        self.body = view if head.path == MANAGEMENT + "import" else bytes(view)  # a copy of an import takes long
         self.buffer = buffer[end:]
         self.head = None
         return head
@@ -4159,16 +4183,20 @@ class CertServer(http.server.HTTPServer):
         """The body is a line of JSON, {"options": {...}, "files": [[name, size], ...]}, and behind it the files."""
         if any(job.name == "import" for job in self.jobs):
             raise Refused("Another import is under way: wait until it is done, and try again.")
-        body, handler.body = io.BytesIO(handler.body), b""
+        body, handler.body = memoryview(handler.body), b""
         try:
-            fields = parse_object(body.readline())
+            with io.BufferedReader(_InMemory(body)) as file:
+                line = file.readline()
+            fields = parse_object(line)
             options = ImportOptions(**fields["options"])
             if [type(value) for value in options] != [type(value) for value in ImportOptions()]:
                 raise TypeError("an option of another type")
-            uploads = [Upload.of(str(name), body.read(size)) for name, size in fields["files"]]
+            ends = list(itertools.accumulate((size for _, size in fields["files"]), initial=len(line)))
+            parts = [body[start:end] for start, end in zip(ends, ends[1:])]
+            uploads = [Upload.of(str(name), part) for (name, _), part in zip(fields["files"], parts)]
         except (KeyError, TypeError, ValueError):
             raise BadRequest("The import request is malformed.") from None
-        if [upload.size for upload in uploads] != [size for _, size in fields["files"]] or body.read(1):
+        if [upload.size for upload in uploads] != [size for _, size in fields["files"]] or len(body) > ends[-1]:
             raise BadRequest("The import request does not hold the files that it names.")
         if options.wrong()[1]:
             raise BadRequest(options.wrong()[1])

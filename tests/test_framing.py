@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import select
 import socket
 import struct
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Callable, Generator, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -212,6 +214,29 @@ def test_an_upload_of_somebody_who_may_not_manage_is_refused_before_it_is_read(i
         lines = ["POST /certtool/import HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {token}"]
         status, reply = server.say("\r\n".join([*lines, "Content-Length: 100000000", "", ""]).encode())
         assert (status, reply["Status"]) == (403, "Forbidden")
+
+
+def test_an_import_that_is_handed_over_is_taken_without_a_copy_of_it(
+    inside: Callable[..., Inside], tmp_path: Path
+) -> None:
+    server = inside(0)
+    one, two = (identities.write(tmp_path / f"{n}.csv", 20_000, first=n).read_bytes() for n in (0, 50_000))
+    body = json.dumps({"options": {}, "files": [["1.csv", len(one)], ["2.csv", len(two)]]}).encode() + b"\n" + one + two
+    lines = ["POST /certtool/import HTTP/1.1", "Host: localhost", f"Authorization: Bearer {server.server.token}"]
+    with server.connect() as client:
+        server.turn()
+        [handler] = server.server.connections
+        handler.buffer = bytearray("\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body)
+        tracemalloc.start()
+        try:
+            handler.run()
+            _, highest = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert highest < len(one) // 4
+        status, reply = server.answer(client)
+    assert (status, reply["Report"]["imported"]) == (200, 40_000)
+    assert len(server.state.names) == 40_000
 
 
 def test_long_half_requests_that_together_take_too_much_memory_are_let_go_and_no_other(
