@@ -3412,6 +3412,7 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
+EXPIRES = 500  # connections whose deadline is over that are refused or closed every TICK_SECONDS
 GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
 TURN_SECONDS = 0.05  # that a turn gives to each of its queues; what is left goes on in the next one, peer by peer
 USUAL_HEADS = 256  # request heads that are kept, so that they need not be read again
@@ -3989,9 +3990,10 @@ class CertServer(http.server.HTTPServer):
             self._sweep_at = self.now + TICK_SECONDS
             self._victims.clear()
             self._free_memory()
-            for handler in [handler for handler in self.connections if handler.deadline < self.now]:
-                if not handler.waiting or handler.unsent:
-                    handler.expire()
+            late = (handler for handler in self.connections if handler.deadline < self.now)
+            late = (handler for handler in late if not handler.waiting or handler.unsent)
+            for handler in list(itertools.islice(late, EXPIRES)):
+                handler.expire()
             self._finish_turn()
 
     def _free_memory(self) -> None:

@@ -239,6 +239,26 @@ def test_an_import_that_is_handed_over_is_taken_without_a_copy_of_it(
     assert len(server.state.names) == 40_000
 
 
+def test_half_requests_that_are_all_late_at_once_are_refused_a_part_in_each_sweep(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "EXPIRES", 2)
+    monkeypatch.setattr(certtool, "TICK_SECONDS", 100.0)
+    monkeypatch.setattr(certtool, "DRAIN_SECONDS", 10_000.0)
+    server = inside(1)
+    with contextlib.ExitStack() as clients:
+        for _ in range(5):
+            clients.enter_context(server.connect(START))
+        server.turn()
+        assert len(server.server.connections) == 5
+        refused = []
+        for _ in range(3):
+            server.later(101)
+            refused.append(len(server.events))
+        assert refused == [2, 4, 5]
+        assert {event.result for event in server.events} == {"refused: 408 BadRequest"}
+
+
 def test_long_half_requests_that_together_take_too_much_memory_are_let_go_and_no_other(
     inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
 ) -> None:
