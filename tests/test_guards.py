@@ -540,6 +540,33 @@ def test_what_an_import_left_in_the_mirror_when_it_was_taken_back_is_in_no_other
         assert same(store, mirror)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_start_writes_over_what_an_import_left_in_the_mirror_only_if_it_was_taken_back(
+    recorded: bool, store: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken_back(_: object) -> None:
+        raise Refused("A device of the file got another certificate meanwhile: import the file again.")
+
+    with line(store, mirror=str(mirror)) as service:
+        import_files(service, upload(list(rows(5))))
+        if not recorded:
+            monkeypatch.setattr(service, "_adopt", taken_back)
+        with contextlib.nullcontext() if recorded else pytest.raises(Refused, match="import the file again"):
+            import_files(service, upload(list(rows(5, first=5))))
+    left = mirror / "imports" / "000002-identities.csv"
+    assert left.exists()
+    if recorded:
+        left.write_bytes(left.read_bytes().replace(b"dn", b"DN"))
+        with pytest.raises(StoreError, match=r"000002-identities\.csv is no copy of"), line(store, mirror=str(mirror)):
+            pass
+        return
+    with line(store) as service:  # as by `import` while no server runs
+        assert import_files(service, upload(list(rows(9, first=7)))).imported == 9
+    with line(store, mirror=str(mirror)) as service:
+        assert service.store.notes == [same_disk(mirror)]
+        assert same(store, mirror)
+
+
 @posix_only
 def test_a_mirror_that_somebody_deletes_is_missed_at_the_next_record(store: Path, mirror: Path) -> None:
     with line(store, mirror=str(mirror)) as service:
