@@ -6518,7 +6518,10 @@ def _ask_server(
         connection.request("POST", MANAGEMENT + operation, itertools.chain([head], *map(_contents, uploads)), headers)
         answer = parse_object(connection.getresponse().read())
     except (OSError, http.client.HTTPException, BadRequest):
-        raise Refused("The running server ended before it answered: start it, and run this again.") from None
+        raise Refused(  # to release once more what another device has got meanwhile would give it to two
+            f"The running server ended before it answered, so the {operation} may have happened: start it, and look "
+            "with certtool.py query before you run this again."
+        ) from None
     finally:
         connection.close()
     if answer.get("Status") != "OK":

@@ -10,8 +10,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
@@ -822,6 +824,31 @@ def test_a_store_that_another_command_writes_to_is_not_entered(certtool: RunCert
             holder = f"certtool import (process {os.getpid()})"
             assert refused == f"The store {used} is in use by {holder}: wait until it is done."
         assert len(listed(certtool, used)) == 20
+
+
+@pytest.mark.parametrize("command", ["release", "void", "import"])
+def test_who_did_not_hear_whether_it_happened_is_told_to_look_before_it_is_done_again(
+    command: str, certtool: RunCerttool, used: Path
+) -> None:
+    """Meanwhile another device may have the certificate: a second release would give it to a third."""
+
+    def record_and_end() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(65536)
+
+    name = listed(certtool, used, "--device-id", "MAC-A")[0]["DeviceName"]
+    arguments = ["import", SAMPLE] if command == "import" else [command, name, "--reason", "x"]
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.closing(program.Store(str(used))) as server:
+        assert server.lock
+        server.lock.announce({"command": "serve", "port": listener.getsockname()[1], "token": "x"})
+        ending = threading.Thread(target=record_and_end)
+        ending.start()
+        said = sentence(certtool(*arguments, "--data", used, ok=1).stderr)
+        ending.join()
+    assert said == (
+        f"The running server ended before it answered, so the {command} may have happened: start it, and look with "
+        "certtool.py query before you run this again."
+    )
 
 
 def test_an_operator_whom_the_system_has_no_name_for_may_void(
