@@ -2467,7 +2467,8 @@ class Store:
             os.fsync(self._journal)
         except OSError as error:
             # Until the PC restarts, the system may go on showing what is not on the disk.
-            self.stop(f"The disk failed to keep a record ({error.strerror}): check the disk, and restart this PC.")
+            why = f"The disk failed to keep a record ({error.strerror}), so it may be lost or not"
+            self.stop(f"{why}: check the disk, and restart this PC.")
             raise StoreUnavailable(self.broken) from None
         self._offset += len(data)
         self._committed = (self._codec.seq, self._codec.digest)
@@ -4665,7 +4666,8 @@ const SENTENCES = [
   [/^(?:An|The) import (?:file )?could not be \w+ \((.+)\).*/, "无法写入导入文件（$1）：请检查磁盘空间和权限。"],
   [/^Another program changed (imports\/.+) at once.*/, "其他程序立即改动了 $1：请查明原因后重新导入。"],
   [/^Another program changed journal\.csv.*/, "其他程序改动了 journal.csv：请查明原因后重新启动。"],
-  [/^The disk failed to keep a record \((.+)\).*/, "磁盘未能保存记录（$1）：请检查磁盘并重新启动本机。"],
+  [/^The disk failed to keep a record \((.+)\).*/,
+    "磁盘未能保存记录（$1），该记录可能丢失，也可能没有：请检查磁盘并重新启动本机。"],
   [/^A failed record could not be taken back.*/, "无法撤回写入失败的记录：请检查磁盘后重新启动。"],
   [/^Something unexpected stopped the recording.*/, "意外错误使记录停止：请保留日志后重新启动。"],
   [/^Something unexpected happened here.*/, "发生意外错误：服务器窗口中有说明。"],

@@ -24,6 +24,7 @@ import certtool as program
 from certtool import Refused
 from tests import identities
 from tests.pages import PageClient
+from tests.stores import RAISE, Disk
 from tests.support import CERTTOOL, SAMPLE, RunCerttool, Server, StartServer, child_env, listed, no_traceback
 
 WIFI, BLUETOOTH = "a1SampleWf0", "a1SampleBt0"
@@ -849,6 +850,18 @@ def test_who_did_not_hear_whether_it_happened_is_told_to_look_before_it_is_done_
         f"The running server ended before it answered, so the {command} may have happened: start it, and look with "
         "certtool.py query before you run this again."
     )
+
+
+def test_an_operation_that_a_failed_sync_ends_is_not_told_to_have_changed_nothing(
+    certtool: RunCerttool, used: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = Disk(lambda call: RAISE if disk.calls[-2:] == ["write", "fsync"] else "")  # as in a commit alone
+    name = listed(certtool, used, "--device-id", "MAC-A")[0]["DeviceName"]
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "os", disk)
+        assert program.main(["release", name, "--reason", "x", "--data", str(used)]) == 1
+    assert "so it may be lost or not: check the disk, and restart this PC." in capsys.readouterr().err
+    assert listed(certtool, used, name)[0]["Status"] == "Unallocated"
 
 
 def test_an_operator_whom_the_system_has_no_name_for_may_void(

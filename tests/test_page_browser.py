@@ -532,7 +532,8 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
         "It is Written, so its secret is in a device: release it with --force if that is scrap.",
         "Only 99 certificates of product a1 are left: import more.",
         "Imported 3 of 3 rows as batch {Void} constructor.",
-        "The disk failed to keep a record (Input/output error): check the disk, and restart this PC.",
+        "The disk failed to keep a record (Input/output error), so it may be lost or not: check the disk, and restart "
+        "this PC.",
         "A failed record could not be taken back: check the disk, and start again.",
         certtool.HELD_BACK,
         "Something unexpected happened here; the server's screen says where.",
