@@ -3430,6 +3430,7 @@ TURN_SECONDS = 0.05  # that a turn gives to each of its queues; what is left goe
 USUAL_HEADS = 256  # request heads that are kept, so that they need not be read again
 GATHER_ROUNDS = 30  # of such looks in a turn
 MANAGEMENT = "/certtool/"
+TOO_LONG_UPLOAD = "A running server takes files of 256 MiB at most: stop it and import then."
 LOOPBACK_HOSTS = re.compile(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 RESULTS = {  # of an event's kind, for the console
     "allocate": "allocated",
@@ -3626,7 +3627,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         limit, too_long = MAX_BODY, f"The body is longer than {MAX_BODY} bytes."
         if head.path == MANAGEMENT + "import" and head.method == "POST":
             self.server.check_manager(self, head)
-            limit, too_long = MAX_UPLOAD, "A running server takes files of 256 MiB at most: stop it and import then."
+            limit, too_long = MAX_UPLOAD, TOO_LONG_UPLOAD
             self.deadline = self.server.now + UPLOAD_SECONDS
         if head.length > limit:
             raise BadRequest(too_long, 413)
@@ -6516,6 +6517,8 @@ def _ask_server(
     try:
         head = json.dumps(fields).encode() + b"\n"
         length = len(head) + sum(upload.size for upload in uploads)
+        if length > MAX_UPLOAD:  # the server's own refusal may be lost behind what it does not read
+            raise Refused(TOO_LONG_UPLOAD)
         headers = {"Authorization": f"Bearer {token}", "Content-Length": str(length)}
         connection.request("POST", MANAGEMENT + operation, itertools.chain([head], *map(_contents, uploads)), headers)
         answer = parse_object(connection.getresponse().read())

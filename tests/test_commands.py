@@ -852,6 +852,19 @@ def test_who_did_not_hear_whether_it_happened_is_told_to_look_before_it_is_done_
     )
 
 
+def test_files_that_are_too_long_for_a_running_server_are_told_to_be_so(
+    used: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "MAX_UPLOAD", SAMPLE.stat().st_size)
+    with contextlib.closing(program.Store(str(used))) as server:
+        assert server.lock
+        server.lock.announce({"command": "serve", "port": 9, "token": "x"})
+        assert program.main(["import", str(SAMPLE), "--data", str(used)]) == 1
+    assert sentence(capsys.readouterr().err) == (
+        "A running server takes files of 256 MiB at most: stop it and import then."
+    )
+
+
 def test_an_operation_that_a_failed_sync_ends_is_not_told_to_have_changed_nothing(
     certtool: RunCerttool, used: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
