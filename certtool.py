@@ -3549,10 +3549,11 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if self.unsent:
             self.close()
         else:
-            self._refuse_for_memory()
+            self.buffer = b""
+            self.refuse(BadRequest("Long half requests take too much memory here: send each at one go.", 413))
 
     def _refuse_for_memory(self) -> None:
-        """What is too large for this PC, such as an import, must not end the line."""
+        """An import that is too large for this PC must not end the line."""
         self.buffer = b""
         self.refuse(BadRequest("This PC has no memory for so long a request: split the file.", 413))
 

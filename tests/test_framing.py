@@ -9,7 +9,6 @@ import select
 import socket
 import struct
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Callable, Generator, Iterator, List, Optional, Sequence, Set, Tuple
@@ -146,14 +145,13 @@ def test_more_kinds_of_head_than_are_remembered_are_all_understood(inside: Calla
     assert 0 < len(server.server.usual_heads) < certtool.USUAL_HEADS
 
 
+@pytest.mark.timeout(20)
 @pytest.mark.parametrize("gap", [b" ", b"\t", b" \t", b"a", b": ", b", "])
 @pytest.mark.parametrize("before", [b"", b"A", b"A:", b"A: b", b"Connection:"])
 def test_a_long_head_that_is_wrong_only_at_its_end_is_refused_at_once(before: bytes, gap: bytes) -> None:
-    long = gap * (16_000 // len(gap))
-    began = time.process_time()
+    long = gap * (2_000_000 // len(gap))  # which a search that begins anew at each byte would not end in hours
     with pytest.raises(certtool.BadRequest, match="A header line is malformed"):
         certtool.parse_head(b"POST / HTTP/1.1\r\n" + before + long + b"\x01")
-    assert time.process_time() - began < 0.5, "all devices wait for it"
 
 
 def test_a_body_of_64_kib_is_taken(line: Server) -> None:
@@ -284,7 +282,7 @@ def test_long_half_requests_that_together_take_too_much_memory_are_let_go_and_no
         uploading.send(b"x" * 60_000)
         server.turn()
         assert max(len(handler.buffer) for handler in server.server.connections) > 120_000, "the operator's goes on"
-    assert "no memory" in server.events[-2].why
+    assert "take too much memory here" in server.events[-2].why
 
 
 def test_replies_that_nobody_takes_are_let_go_where_they_take_too_much_memory(
