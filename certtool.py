@@ -4489,7 +4489,7 @@ PAGE_BODY = r"""
 </header></div>
 <main>
   <div id="banners" role="alert"></div>
-  <section id="line" hidden>
+  <section id="line" hidden data-view="line">
     <h1 data-text="line"></h1>
     <div class="grid tiles" id="tiles"></div>
     <div class="grid columns">
@@ -4503,7 +4503,7 @@ PAGE_BODY = r"""
       </div>
     </div>
   </section>
-  <section id="add" hidden>
+  <section id="add" hidden data-view="add">
     <h1 data-text="add"></h1>
     <div class="grid columns">
       <form class="card" id="form">
@@ -4522,7 +4522,7 @@ PAGE_BODY = r"""
       <div class="card" id="report" role="region" data-label="result" aria-live="polite"></div>
     </div>
   </section>
-  <section id="query" hidden>
+  <section hidden data-view="query"><!-- with that id browsers would go to it, and take the focus from the box -->
     <h1 data-text="query"></h1>
     <form class="search" id="search">
       <input id="text" data-label="searchHint" data-hint="searchHint" autocomplete="off" maxlength="64">
@@ -5174,7 +5174,7 @@ async function operate() {
 // ---- All views ------------------------------------------------------------------------------------------------------
 function view() {
   const wanted = ["line", "add", "query"].includes(location.hash.slice(1)) ? location.hash.slice(1) : "line";
-  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== wanted;
+  for (const section of document.querySelectorAll("main > section")) section.hidden = section.dataset.view !== wanted;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === "#" + wanted) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -5244,6 +5244,7 @@ $("dialogForm").onsubmit = (event) => {
 };
 $("cancel").onclick = () => $("dialog").close();
 window.onhashchange = view;
+document.querySelector("nav").onclick = ({ target }) => { if (target.hash === location.hash) view(); };
 view();
 poll();
 """  # noqa: RUF001 - Chinese

@@ -726,6 +726,19 @@ def test_a_scan_replaces_the_last_one_and_nothing_that_is_half_typed(server: Sta
     assert page.input_value("#text") == "device-3"
 
 
+def test_a_scan_goes_into_its_box_after_a_reload_and_a_click_on_the_same_view(server: StartServer, visit: Open) -> None:
+    page = visit(server("--import", SAMPLE))
+    address = page.url + "#query"
+    page.goto("data:,")
+    for number, again in enumerate(
+        (lambda: page.goto(address), page.reload, lambda: page.click("text=Device Query"), lambda: page.goto(address))
+    ):
+        again()
+        page.wait_for_selector("#rows table")
+        scan(page, f"nobody-{number}")
+        until(page, "text => document.querySelector('#missed').innerText.includes(text)", f"nobody-{number}")
+
+
 def test_a_release_that_a_burn_overtook_asks_whether_the_device_is_scrap(
     server: StartServer, store: Path, chromium: Any
 ) -> None:
