@@ -4371,6 +4371,7 @@ nav a[aria-current] { color: var(--accent); border-bottom-color: var(--accent); 
 #live::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 7px;
   background: currentColor; }
 #live.gone { color: var(--bad); } main { padding-top: 18px; padding-bottom: 40px; }
+main > section { scroll-margin-top: 100vh; }  /* where a browser goes to it, it goes to the warnings over it */
 h1 { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }
 h2 { font-size: 15px; margin: 0 0 12px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; min-width: 0; }
