@@ -4434,7 +4434,7 @@ input[type="checkbox"] { width: 20px; min-height: 20px; margin: 0 8px 0 0; verti
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 label.field input, label.field select { font-weight: 400; font-size: 15px; }
 label.field { display: block; font-weight: 600; font-size: 14px; }
-label.field span { display: block; margin-bottom: 4px; }
+label.field span { display: block; margin-bottom: 4px; } .dots { -webkit-text-security: disc; }
 .fields { grid-template-columns: 1fr 1fr; gap: 14px 16px; margin-top: 16px; }
 .drop { display: block; border: 2px dashed var(--soft); border-radius: 10px; padding: 26px 18px; text-align: center;
   cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
@@ -4514,7 +4514,7 @@ PAGE_BODY = r"""
           <label class="field"><span data-text="batch"></span><input name="batch" maxlength="100"></label>
           <label class="field"><span>ProductKey</span><input name="product_key" maxlength="64"></label>
           <label class="field"><span>ProductSecret</span>
-            <input name="product_secret" type="password" autocomplete="new-password" maxlength="64"></label>
+            <input name="product_secret" class="dots" autocomplete="off" spellcheck="false" maxlength="64"></label>
           <label class="field"><span>ProductID</span><input name="product_id" maxlength="64"></label>
         </div>
         <p class="note" data-text="fieldsHint"></p>
@@ -5214,6 +5214,8 @@ function over(event) {
 
 AbortSignal.timeout(0);  // what came to browsers last: without it, as without scripts, that sentence is all
 $("old").remove();
+// A field for a password is one that browsers make up, or offer to keep; only Firefox before 111 needs it for the dots.
+if (!CSS.supports("-webkit-text-security", "disc")) $("form").elements.product_secret.type = "password";
 if (location.hash.startsWith("#key=")) {  // kept once an answer proves it: any web page may lead here with another
   linkKey = location.hash.slice(5);
   history.replaceState(null, "", "/");
