@@ -20,6 +20,7 @@ import playwright.sync_api as playwright
 import pytest
 
 import certtool
+from tests.firefox import Firefox
 from tests.identities import PRODUCT, write
 from tests.pages import PageClient, link
 from tests.support import ROOT, SAMPLE, Server, StartServer, missing, need
@@ -211,6 +212,94 @@ def test_the_work_of_a_shift_by_clicking_and_typing(server: StartServer, visit: 
     table = page_and_download(page)
     assert [row["Status"] for row in table] == ["Written"] * 48
     assert voided not in {row["DeviceName"] for row in table}
+
+
+@pytest.fixture
+def firefox(tmp_path: Path) -> Iterator[Firefox]:
+    """Another running browser."""
+    browser = Firefox(tmp_path / "firefox")
+    yield browser
+    browser.close()
+
+
+def add_lamps(firefox: Firefox, folder: Path) -> None:
+    """Choose a file with bad rows, mend it and add it, with a ProductSecret."""
+    firefox.fill("[name=product_secret]", "1nT5wq")
+    secret = "document.querySelector('[name=product_secret]')"
+    assert firefox.evaluate(f"{secret}.type") == "text", "for a password Firefox would make one up, and ask to keep it"
+    assert firefox.evaluate(f"getComputedStyle({secret}).webkitTextSecurity") == "disc"
+    firefox.fill("[name=product_key]", "a1Lamp")
+    firefox.type("Tab")
+    file = folder / "lamps.csv"
+    file.write_text(LAMPS)
+    firefox.fill("#file", str(file))
+    firefox.until("document.querySelectorAll('#bad tbody tr').length === 2")
+    file.write_text(LAMPS.replace("1.23E+15", "5c41ff0e9a7b2d36").replace("lamp 0003", "lamp-0003"))
+    firefox.fill("#file", str(file))
+    firefox.until("document.querySelector('#report').innerText.includes('Add 3 certificates')")
+    firefox.click("#import")
+    firefox.until("document.querySelector('h2.done') !== null")
+
+
+def look_up(firefox: Firefox, device: str, secret: str) -> None:
+    """Scan a device after a reload, and look at its secret, which is gone when the page was left."""
+    firefox("WebDriver:Refresh")
+    firefox.until("document.querySelector('#rows table') !== null")
+    firefox.type(device, "Enter")
+    firefox.until("document.querySelector('#details').innerText.includes('burn succeeded')")
+    firefox.click("#reveal")
+    firefox.until("document.querySelector('#details').innerText.includes(arguments[0])", secret)
+    firefox("WebDriver:Navigate", url="about:blank")
+    firefox("WebDriver:Back")
+    firefox.until("document.querySelector('#rows table') !== null")
+    assert not firefox.evaluate("document.body.innerHTML.includes(arguments[0])", secret)
+
+
+def give_back_and_download(firefox: Firefox, device: str) -> List[Dict[str, str]]:
+    """Scan a device, release it and make it void; return what is downloaded then."""
+    firefox.click("nav [href='#query']")
+    firefox.type(device, "Enter")
+    firefox.until("document.querySelector('#release') !== null")
+    for verb, status in (("release", "Unallocated"), ("void", "Void")):
+        firefox.click(f"#{verb}")
+        firefox.type("Enter")  # there is no reason yet
+        assert firefox.evaluate("document.querySelector('#dialog').open")
+        firefox.type("board scrapped", "Enter")
+        firefox.until("document.querySelector('#details .status').innerText === arguments[0]", status)
+    firefox.click("#download")
+    end = time.monotonic() + 15
+    while not [saved for saved in firefox.downloads.glob("*.csv") if saved.stat().st_size]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return list(csv.DictReader(io.StringIO(next(firefox.downloads.glob("*.csv")).read_text("utf-8-sig"))))
+
+
+def test_the_work_of_a_shift_in_firefox(server: StartServer, firefox: Firefox, tmp_path: Path) -> None:
+    running = server("--import", SAMPLE)
+    given = {device: running.request(WIFI, device)[1] for device in ("device-1", "device-2")}
+    firefox("WebDriver:Navigate", url=link(running))
+    firefox.until("document.querySelector('#tiles .big') !== null")
+    firefox("WebDriver:SetWindowRect", width=900, height=500)
+    for view in ("line", "add"):
+        firefox.click(f"nav [href='#{view}']")
+        firefox("WebDriver:Refresh")
+        firefox.until("document.querySelector('#banners').innerText.includes('LOW STOCK')")
+        assert firefox.evaluate("scrollY") == 0, "the warnings are under the header"
+    firefox("WebDriver:SetWindowRect", width=1366, height=768)
+    add_lamps(firefox, tmp_path)
+    assert running.request("a1Lamp", "lamp-device")[1]["ProductSecret"] == "1nT5wq"
+
+    firefox.click("nav [href='#line']")
+    running.report(WIFI, "device-1", 1)
+    running.report(WIFI, "device-2", 2)
+    firefox.until("document.querySelector('#tiles').innerText.includes('50.0 %')")
+    firefox.click("nav [href='#query']")
+    look_up(firefox, "device-1", given["device-1"]["DeviceSecret"])
+    table = give_back_and_download(firefox, "device-2")
+    assert [row["Status"] for row in table if row["DeviceName"] == given["device-2"]["DeviceName"]] == ["Void"]
+    running.stop()
+    firefox.until("document.querySelector('#banners').innerText.includes('has not answered since')")
+    assert firefox.complaints(running.port) == []
 
 
 def test_the_page_says_so_when_the_server_is_gone_and_comes_back_by_the_new_link(
