@@ -1,4 +1,8 @@
-"""A Firefox of its own to click and type in, over its built-in remote protocol (Marionette): no driver is needed."""
+"""A Firefox of its own to click and type in, over its built-in remote protocol (Marionette).
+
+Playwright knows only a Firefox that it has changed, Selenium needs a driver that Debian does not have, and the client
+of Mozilla brings a dozen packages that warn when they are imported.
+"""
 
 from __future__ import annotations
 
