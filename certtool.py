@@ -2813,6 +2813,7 @@ class Service:
         self.require_device_id = require_device_id
         self.serving = serving  # so what is imported will be read
         self.importing: Optional[ImportReport] = None  # what the import that is under way has done so far
+        self.taken = 0  # bytes of its files whose rows are done
         self._undo: List[Undo] = []
         self._held_back = False
 
@@ -2951,6 +2952,7 @@ class Service:
         nothing.
         """
         report = self.importing = ImportReport(options.dry_run)
+        self.taken = 0
         imports: List[_Import] = []
         try:
             for upload in uploads:
@@ -2959,6 +2961,7 @@ class Service:
                 if known is not None:
                     report.read += known
                     report.duplicates += known
+                    self.taken += upload.size
                     with upload.open() as data:
                         encoding = yield from sniff_encoding(data)
                         file = IdentityFile(data, encoding, options.fixed())  # kept until `data` is closed
@@ -3002,6 +3005,7 @@ class Service:
             new = _Import(Staged(first, batch), None if options.dry_run else self.store.new_import(upload.name, first))
             imports.append(new)
             before = report.read, report.rejected
+            taken = self.taken
             for block in file.blocks():
                 good = self._sift(upload.name, block, imports, report)
                 if good and new.writer:
@@ -3015,6 +3019,7 @@ class Service:
                     told = f"The file names more than {MAX_PRODUCTS:,} ProductKeys: is that the right column?"
                     report.reject(upload.name, 1, told)
                     return
+                self.taken = taken + data.tell()
                 yield
             read, rejected = report.read - before[0], report.rejected - before[1]
             if not read:
@@ -6482,14 +6487,10 @@ def _run_import(service: Service, uploads: Sequence[Upload], how: ImportOptions)
     progress = _ProgressLine()
     job = service.import_files(uploads, how)
     size = sum(upload.size for upload in uploads)
-    steps = size // IMPORT_SLICE + 3 * (size // FILE_PIECE) + 1  # rows, the encoding, two digests
-    steps += service.serving * (size // READ_BYTES)  # `find_rows`
     try:
-        done = 0
         while True:
             next(job)
-            done += 1
-            progress("importing", min(done, steps), steps)
+            progress("importing", service.taken, size)
     except StopIteration as end:
         report: ImportReport = end.value
         return report

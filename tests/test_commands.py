@@ -156,6 +156,27 @@ def test_several_files_are_imported_together_or_not_at_all(
     assert [row["Batch"] for row in listed(certtool, store)] == ["0"] * 5 + ["1"] * 5 + ["2"] * 5
 
 
+def test_how_far_an_import_is_follows_its_rows_also_where_they_are_read_one_by_one(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Progress(program._ProgressLine):
+        def __call__(self, what: str, done: int, total: int) -> None:
+            if what == "importing":
+                shown.append(done / total)
+
+    quoted = tmp_path / "quoted.csv"
+    quoted.write_text(HEADER + "".join(f'"a1X","lamp{n:06}","secret"\n' for n in range(20_000)), "utf-8")
+    plain = identities.write(tmp_path / "plain.csv", 1000)
+    monkeypatch.setattr(program, "_ProgressLine", Progress)
+    for where in ("new", "in the store already"):
+        shown: List[float] = []
+        assert program.main(["import", str(quoted), str(plain), "--data", str(store)]) == 0
+        assert shown == sorted(shown)
+        assert shown[-1] == 1
+        if where == "new":
+            assert sum(part < 1 for part in shown) > 20_000 / program.ROWS_SLICE, "each step is a part of the way"
+
+
 def test_what_a_file_lacks_may_come_from_options(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:
     path = tmp_path / "names.csv"
     path.write_text("Device Name;device_secret;note\nlamp-1;s3cret;x\n", encoding="utf-8")
