@@ -138,7 +138,7 @@ DEVICE_ID_LENGTH = 64  # characters (contract)
 FIELD_LENGTH = 64  # characters (contract)
 RECORD_LINES = 1000  # lines that a quoted field may span before its quote counts as never closed
 LINE_LENGTH = 1 << 18  # characters of a line of an identity file that are looked at, and about that many of a row
-MAX_WRONG = 100_000  # rows of an identity file that are listed; each takes about 1 KB of memory
+MAX_WRONG = 100_000  # rows of the files of an import that are listed; each takes about 1 KB of memory
 MAX_PRODUCTS = 1000  # of an identity file; where there are far more, the wrong column is named ProductKey
 MAX_COLUMNS = 1000  # of an identity file; those of the cloud have about 5
 SELECT_SLICE = 10_000  # certificates looked through in one step
@@ -2955,7 +2955,7 @@ class Service:
         self.taken = 0
         imports: List[_Import] = []
         try:
-            for upload in uploads:
+            for upload in itertools.takewhile(lambda _: report.rejected <= MAX_WRONG, uploads):
                 source = yield from _digest_of_source(upload, options)
                 known = self.state.sources.get(source)
                 if known is not None:
@@ -3011,7 +3011,7 @@ class Service:
                 if good and new.writer:
                     payloads = map("".join, zip(*good[:5]))  # as in Credential.payload
                     new.writer.write(good, crc32_many(list(map(str.encode, payloads))))
-                if report.rejected - before[1] > MAX_WRONG:
+                if report.rejected > MAX_WRONG:
                     told = f"More than {MAX_WRONG:,} rows are wrong, so the rest was not read: is that the right file?"
                     report.reject(upload.name, report.errors[-1]["line"], told)
                     return

@@ -244,6 +244,10 @@ def test_a_file_of_nothing_but_wrong_rows_is_not_read_to_its_end_and_takes_no_me
         assert last["line"] == report.errors[-2]["line"]
         assert last["message"].startswith("More than 1,000 rows are wrong, so the rest was not read")
         assert snapshot(line.state) == before
+    several = [Upload.of(f"{n}.csv", b"ProductKey,DeviceName,DeviceSecret\n" + n * b"x\n") for n in range(600, 650)]
+    report = import_files(line.service, *several)
+    assert 1000 < report.rejected < 1200, "many files may hold as many together as one"
+    assert [error["file"] for error in report.errors[-1:]] == ["601.csv"]
     few = Upload.of("few.csv", b"ProductKey,DeviceName,DeviceSecret\n" + b"x\n" * 1000)
     assert import_files(line.service, upload([NEW]), few, how=SKIP_BAD).imported == 1
 
