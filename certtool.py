@@ -5963,7 +5963,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     code, doubt = 1, ""
     try:
         options = _parser().parse_args(arguments)
-        if options.command not in ("query", "verify", "crc"):  # which only look
+        if options.command not in ("query", "verify", "crc") and not getattr(options, "dry_run", False):  # only look
             doubt = " What was under way may have happened: look with certtool.py query."
         code = options.run(options)
         sys.stdout.flush()

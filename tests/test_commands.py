@@ -822,6 +822,7 @@ def test_a_defect_is_told_in_a_sentence_without_its_message(
         ("query", KeyboardInterrupt(), "Interrupted."),
         ("verify", KeyboardInterrupt(), "Interrupted."),
         ("verify", OSError(errno.ENOSPC, "No space left"), "No space left: check the disk."),
+        ("import --dry-run x.csv", KeyboardInterrupt(), "Interrupted."),
     ],
 )
 def test_a_command_that_only_looks_leaves_no_doubt_where_it_ends_early(
@@ -830,8 +831,8 @@ def test_a_command_that_only_looks_leaves_no_doubt_where_it_ends_early(
     def end(_options: object) -> None:
         raise error
 
-    monkeypatch.setattr(program, f"run_{command}", end)
-    assert program.main([command]) == 1
+    monkeypatch.setattr(program, f"run_{command.split()[0]}", end)
+    assert program.main(command.split()) == 1
     assert sentence(capsys.readouterr().err) == told
 
 
