@@ -2485,7 +2485,7 @@ class Store:
         end = self._offset
         offset = 0 if within is None else max(0, end - within)
         rest = None if offset else b""  # None: in the middle of a line
-        with _open_to_read(self._journal_path) as file:
+        with open(self._journal_path, "rb", opener=None if self.writer else _open) as file:  # a server cannot wait
             file.seek(offset)
             while offset < end:
                 data = file.read(min(LOOK_BACK_BYTES, end - offset))

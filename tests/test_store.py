@@ -133,6 +133,14 @@ def test_a_store_that_one_may_not_look_into_is_not_taken_for_an_empty_one(line: 
             read_store(moved)
 
 
+def test_a_server_that_looks_back_waits_for_no_program_that_has_the_journal_open(
+    line: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows it would for two seconds, in which no device is answered."""
+    monkeypatch.setattr(certtool, "_patiently", pytest.fail)
+    assert any(event and event.kind == "allocate" for event in line.store.look_back([b",allocate,"]))
+
+
 @posix_only
 def test_rights_that_a_copy_brought_along_are_mended_or_told(
     line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
