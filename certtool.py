@@ -2480,12 +2480,17 @@ class Store:
     def look_back(self, needles: Sequence[bytes], within: Optional[int] = None) -> Iterator[Optional[Event]]:
         """Yield the committed events whose lines hold one of `needles`, oldest first, and None as a place to pause.
 
-        `within` limits it to that many bytes at the journal's end. Raises OSError.
+        `within` limits it to that many bytes at the journal's end. Raises StoreUnavailable where it cannot be opened.
         """
         end = self._offset
         offset = 0 if within is None else max(0, end - within)
         rest = None if offset else b""  # None: in the middle of a line
-        with open(self._journal_path, "rb", opener=None if self.writer else _open) as file:  # a server cannot wait
+        opener = None if self.writer else _open  # a server cannot wait
+        try:
+            file = open(self._journal_path, "rb", opener=opener)  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise StoreUnavailable(f"journal.csv cannot be read ({error.strerror}): {_remedy(error)}.") from None
+        with file:
             file.seek(offset)
             while offset < end:
                 data = file.read(min(LOOK_BACK_BYTES, end - offset))

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Callable, Dict, Generator, List, Optional
@@ -516,6 +517,16 @@ def test_the_details_tell_the_whole_history_of_a_certificate(server: StartServer
     assert answer["history"][4]["who"].endswith(" (page)")
     assert answer["row"]["Status"] == "Void"
     assert page.ask("certificate", {"product_key": WIFI, "device_name": "nobody"})[0] == 409
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no file in use")
+def test_a_history_that_cannot_be_read_is_no_defect_to_report(server: StartServer, store: Path) -> None:
+    running = server("--import", SAMPLE)
+    page = PageClient(running)
+    fields = {"product_key": WIFI, "device_name": running.request(WIFI, "device-1")[1]["DeviceName"]}
+    (store / "journal.csv").rename(store / "elsewhere.csv")
+    told = "journal.csv cannot be read (No such file or directory): check the store's disk."
+    assert page.ask("certificate", fields) == (503, {"Status": "StoreUnavailable", "Message": told})
 
 
 def test_the_details_of_a_certificate_tell_nothing_of_one_that_another_product_has_by_that_name(
