@@ -257,10 +257,12 @@ def test_a_stray_quote_in_a_column_that_is_not_used_is_an_error_too(monkeypatch:
 
 
 @pytest.mark.parametrize("quote", ['"', ""], ids=["quoted", "plain"])
-def test_a_huge_cell_hides_no_row_after_it(quote: str) -> None:
-    data = f"{HEADER},note\n{GOOD},{quote}{'x' * 1_000_000}{quote}\n{GOOD},\n".encode()
-    (first, _), second = read(data)
+@pytest.mark.parametrize("separator", certtool.SEPARATORS)
+def test_a_huge_cell_is_refused_and_hides_no_row_after_it(separator: str, quote: str) -> None:
+    data = f"{HEADER},note\n{GOOD},{quote}{'x' * 1_000_000}{quote}\n{GOOD},\n".replace(",", separator).encode()
+    (first, refused), second = read(data)
     assert first == 2
+    assert isinstance(refused, str)
     assert second == (3, PLAIN)
 
 
@@ -354,6 +356,7 @@ def test_no_value_stands_in_a_reason_of_check_field() -> None:
         (b"ProductKey,DeviceName,DeviceSecret\na,b,c\na,\xff,c\n", 3, "neither UTF-8, UTF-16 with BOM nor GB18030"),
         ("ProductKey,DeviceName,DeviceSecret\n灯,b,c\na,".encode() + b"\xff,c\n", 3, "neither UTF-8"),
         ("ProductKey,DeviceName,DeviceSecret\r\n灯,b,c\r\ra,b,".encode() + b"\xe7", 4, "neither UTF-8"),
+        (b"ProductKey,DeviceName,DeviceSecret\ra,b,c\r\xff", 3, "neither UTF-8"),
         (codecs.BOM_UTF16_LE + b"P\x00r", 1, "neither UTF-8"),
         (codecs.BOM_UTF16_BE + b"\xd8\x00\x00P", 1, "neither UTF-8"),
         ("\nProductKey,DeviceName,DeviceSecret\n".encode("utf-16-be"), 1, "neither UTF-8"),
@@ -373,6 +376,10 @@ def test_what_is_no_identity_file_is_refused_with_the_line_that_shows_it(
 def test_the_options_that_could_fill_a_column_are_named_only_where_they_can() -> None:
     _, reason = refusal(b"DeviceSecret\n", {"ProductKey": "a1Key"})
     assert reason.endswith("there is none for DeviceName.")
+
+
+def test_a_column_that_is_not_used_may_have_a_quotation_mark_in_its_name() -> None:
+    assert read(f'{HEADER},size 5"\n{GOOD},x\n'.encode()) == [(2, PLAIN)]
 
 
 def test_a_column_whose_name_starts_with_pk_does_not_make_a_file_a_spreadsheet() -> None:

@@ -142,20 +142,22 @@ def test_a_server_that_looks_back_waits_for_no_program_that_has_the_journal_open
 
 
 @posix_only
+@pytest.mark.parametrize("rights", [0o077, 0o070, 0o007], ids=["of all", "of a group", "of others"])
 def test_rights_that_a_copy_brought_along_are_mended_or_told(
-    line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
+    rights: int, line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line.store.close()
     guarded = [store / "imports", store / "lock", store / "journal.csv"]
     for mends in (True, False):
         for path in (store, *guarded):
-            path.chmod(0o777)
+            path.chmod(0o700 | rights)
         with monkeypatch.context() as patch:
             if not mends:  # FAT has no rights
                 patch.setattr("certtool.os.chmod", lambda *_: None)
             opened = open_store(store)
-        assert [path.stat().st_mode & 0o077 for path in guarded] == [0o077 * (not mends), 0, 0]
-        assert store.stat().st_mode & 0o022 == 0o022 * (not mends), "who may write there can take the lock away"
+        assert [path.stat().st_mode & 0o077 for path in guarded] == [rights * (not mends), 0, 0]
+        left = rights & 0o055 if mends else rights
+        assert store.stat().st_mode & 0o077 == left, "who may write there can take the lock away"
         told = [f"Other users of this PC can read {store}: keep it where only you can."]
         assert opened.store.notes == ([] if mends else told)
         opened.store.close()
@@ -192,6 +194,17 @@ def test_root_works_on_the_store_of_the_user_whose_folder_it_is(line: Opened, st
     if sys.platform != "win32" and os.geteuid() == 0:
         for path in (store, store / "lock"):
             os.chown(path, 65534, -1)
+    with opened_store(store) as opened:
+        assert opened.state.products
+
+
+@posix_only
+@pytest.mark.skipif(getattr(os, "geteuid", int)() != 0, reason="only root has files of root")
+def test_a_disk_that_knows_no_users_and_calls_each_file_one_of_root_may_hold_the_store(
+    line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.store.close()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with opened_store(store) as opened:
         assert opened.state.products
 
