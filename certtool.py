@@ -3551,7 +3551,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def holds(self) -> int:
         """Bytes of a half request and of replies that are not taken; those of an operator's job do not count."""
-        uploads = self.head is not None and self.head.path == MANAGEMENT + "import" and not self.closing
+        uploads = self.head is not None and self.head.path == MANAGEMENT + "import"
         return 0 if uploads or self.waiting else len(self.buffer) + len(self.unsent)
 
     def free_memory(self) -> None:
@@ -3559,7 +3559,6 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if self.unsent:
             self.close()
         else:
-            self.buffer = b""
             self.refuse(BadRequest("Long half requests take too much memory here: send each at one go.", 413))
 
     def _refuse_for_memory(self) -> None:
@@ -3666,6 +3665,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         except Exception as error:
             self.server.unexpected(error)
             self.refuse(CertToolError("Something unexpected happened here; the server's screen says where."))
+        self.body = b""
 
     def _manages(self, head: Head) -> bool:
         """Say whether this is for management, which has checks of its own."""
@@ -3733,6 +3733,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def refuse(self, error: CertToolError) -> None:
         """Answer an error after which the connection cannot be trusted, or need not go on."""
+        self.buffer = b""
         if self.closing:
             return
         self.keep_alive = False

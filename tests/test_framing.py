@@ -295,9 +295,31 @@ def test_replies_that_nobody_takes_are_let_go_where_they_take_too_much_memory(
         (handler,) = server.server.connections
         handler.unsent = bytes(11_000)  # as where the system's own buffers are full
         handler.deadline += certtool.REPLY_SECONDS
+        handler.waiting = True
+        server.later(certtool.TICK_SECONDS)
+        assert server.server.connections, "an operator's download goes on"
+        handler.waiting = False
         server.later(certtool.TICK_SECONDS)
         assert server.receive(client)[:12] == b"HTTP/1.1 200"
         assert not server.server.connections
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (head_of(b" " * 60_000, b"Content-Length: 60000"), 400),
+        (head_of(b" " * 60_000, b"Content-Length: 70000"), 413),
+    ],
+    ids=["answered", "refused before its end"],
+)
+def test_a_connection_keeps_nothing_of_a_request_that_is_answered(
+    data: bytes, status: int, inside: Callable[..., Inside]
+) -> None:
+    server = inside(1)
+    with server.connect(data) as client:
+        assert server.answer(client)[0] == status
+        (handler,) = server.server.connections
+        assert (len(handler.body), len(handler.buffer)) == (0, 0), "of thousands of connections it is all memory"
 
 
 def test_headers_and_body_may_come_in_packets_of_their_own(inside: Callable[..., Inside]) -> None:
