@@ -110,6 +110,7 @@ DEFAULT_PORT = 8000  # the vendor's
 DEFAULT_STORE = "certtool-data"  # beside certtool.py
 
 MAX_HEAD = 16 * 1024  # bytes of request line and headers; a device sends about 150
+MAX_HEADERS = 100  # lines of them; a device sends about 5, and thousands of short ones take 20 times their length
 MAX_BODY = 64 * 1024  # bytes of a protocol request (contract); a device sends about 70
 MAX_NESTING = 100  # arrays and objects of a request in each other; a device sends 1
 MAX_PARTS = 1000  # commas and opening brackets of a request, in strings too: 20,000 hold up all others for 10 ms
@@ -3237,6 +3238,9 @@ class Head(NamedTuple):
     headers: Mapping[str, str]
 
 
+NO_HEAD = Head("", "", False, 0, {})
+
+
 def parse_head(data: bytes) -> Head:
     """Read a head without its empty line. Raises BadRequest (400 or 501) for whatever leaves a doubt where it ends."""
     first, *lines = data.decode("latin-1").replace("\r\n", "\n").split("\n")
@@ -3246,6 +3250,8 @@ def parse_head(data: bytes) -> Head:
     method, path, version = match.groups()
     if version not in ("1.0", "1.1"):
         raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are spoken here.", 501)
+    if len(lines) > MAX_HEADERS:
+        raise BadRequest(f"There are more than {MAX_HEADERS} headers.", 431)
     headers: Dict[str, str] = {}
     for line in lines:
         match = _HEADER_LINE.fullmatch(line)
@@ -3485,6 +3491,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.deadline = server.now + REQUEST_SECONDS
         self.buffer: Union[bytes, bytearray] = b""
         self.head: Optional[Head] = None
+        self.request_head = NO_HEAD  # of the request that runs
         self.body_start = 0  # in the buffer, once there is a head
         self.body = b""
         self.unsent = b""
@@ -3665,7 +3672,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         except Exception as error:
             self.server.unexpected(error)
             self.refuse(CertToolError("Something unexpected happened here; the server's screen says where."))
-        self.body = b""
+        self.body, self.request_head = b"", NO_HEAD
 
     def _manages(self, head: Head) -> bool:
         """Say whether this is for management, which has checks of its own."""
