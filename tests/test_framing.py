@@ -325,6 +325,16 @@ def test_a_connection_keeps_nothing_of_a_request_that_is_answered(
         assert not any(kept), "of thousands of connections it is all memory"
 
 
+def test_who_waits_for_a_long_job_is_not_closed_as_idle(inside: Callable[..., Inside]) -> None:
+    server = inside(1)
+    with server.connect(ask("a station")) as client:
+        server.answer(client)
+        (handler,) = server.server.connections
+        for handler.waiting in (True, False):
+            server.later(certtool.IDLE_SECONDS + 1)
+            assert handler.open == handler.waiting
+
+
 def test_headers_and_body_may_come_in_packets_of_their_own(inside: Callable[..., Inside]) -> None:
     server = inside()
     head, end, body = ask("two packets").partition(b"\r\n\r\n")
