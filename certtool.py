@@ -1609,12 +1609,18 @@ def _forbid_changes(folder: str) -> None:
 def _is_of_stranger(descriptor: int, path: str) -> bool:
     """Say whether a file was put here by another user, who can read and change it whatever its mode.
 
-    Not root, whom nothing is hidden from; and root may work for the user whose folder it is in.
+    Not root, whom nothing is hidden from; and root may work for the user whose folder it is in. A share may call each
+    file one of the same user, ours too.
     """
     if sys.platform == "win32":
         return False
-    owner, user = os.fstat(descriptor).st_uid, os.geteuid()
-    return owner not in (0, user) and (user != 0 or owner != os.stat(os.path.dirname(path)).st_uid)
+    folder, owner, user = os.path.dirname(path), os.fstat(descriptor).st_uid, os.geteuid()
+    if owner in (0, user) or (user == 0 and owner == os.stat(folder).st_uid):
+        return False
+    import tempfile  # noqa: PLC0415 - hardly ever needed
+
+    with tempfile.TemporaryFile(dir=folder) as ours:
+        return owner != os.fstat(ours.fileno()).st_uid
 
 
 def _open_to_read(path: str) -> BinaryIO:

@@ -199,6 +199,18 @@ def test_root_works_on_the_store_of_the_user_whose_folder_it_is(line: Opened, st
 
 
 @posix_only
+def test_a_share_that_calls_each_file_one_of_the_same_user_may_hold_store_and_mirror(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fstat = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda file: os.stat_result((*fstat(file)[:4], 1024, *fstat(file)[5:])))
+    for _ in ("made", "found"):
+        with contextlib.closing(Store(str(store), mirror=str(tmp_path / "mirror"))) as opened:
+            opened.load(State())
+        assert not [note for note in opened.notes if "NO SECOND COPY" in note]
+
+
+@posix_only
 @pytest.mark.skipif(getattr(os, "geteuid", int)() != 0, reason="only root has files of root")
 def test_a_disk_that_knows_no_users_and_calls_each_file_one_of_root_may_hold_the_store(
     line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
