@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import sys
 import threading
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List, Sequence
 
 import pytest
@@ -175,6 +177,19 @@ def test_how_far_an_import_is_follows_its_rows_also_where_they_are_read_one_by_o
         assert shown[-1] == 1
         if where == "new":
             assert sum(part < 1 for part in shown) > 20_000 / program.ROWS_SLICE, "each step is a part of the way"
+
+
+def test_a_line_of_progress_leaves_nothing_of_a_longer_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(program, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    progress = program._ProgressLine()
+    for what in ("reading the journal", "importing"):
+        progress(what, 1, 2)
+    progress.done()
+    width = len("reading the journal:  50% ")
+    assert [len(shown) for shown in capsys.readouterr().err.split("\r")] == [0, width, width, width, 0]
 
 
 def test_what_a_file_lacks_may_come_from_options(certtool: RunCerttool, store: Path, tmp_path: Path) -> None:

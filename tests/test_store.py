@@ -211,14 +211,15 @@ def test_a_share_that_calls_each_file_one_of_the_same_user_may_hold_store_and_mi
 
 
 @posix_only
-@pytest.mark.skipif(getattr(os, "geteuid", int)() != 0, reason="only root has files of root")
-def test_a_disk_that_knows_no_users_and_calls_each_file_one_of_root_may_hold_the_store(
-    line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    line.store.close()
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with opened_store(store) as opened:
-        assert opened.state.products
+@pytest.mark.skipif(getattr(os, "geteuid", int)() != 0, reason="only root can give a file to another user")
+def test_a_lock_that_root_has_made_is_taken_by_the_user_who_may_write_to_it() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        store = Path(name)
+        (store / "lock").touch()
+        for path, rights in ((store, 0o777), (store / "lock", 0o666)):
+            path.chmod(rights)
+        with unprivileged(), opened_store(store):
+            pass
 
 
 @posix_only
