@@ -1598,12 +1598,19 @@ def _keep_private(folder: str) -> str:
     return ""
 
 
-def _forbid_changes(folder: str) -> None:
-    """Let no other user put a file in the place of the store's. Where a folder's sticky bit does so, it is left."""
+def _forbid_changes(folder: str) -> str:
+    """Let no other user put a file in the place of the store's; say so where one could, or still can.
+
+    Where a folder's sticky bit does it, it is left.
+    """
     mode = os.stat(folder).st_mode
-    if sys.platform != "win32" and mode & 0o022 and not mode & 0o1000:
-        with contextlib.suppress(OSError):
-            os.chmod(folder, mode & 0o7755)
+    if sys.platform == "win32" or not mode & 0o022 or mode & 0o1000:
+        return ""
+    with contextlib.suppress(OSError):
+        os.chmod(folder, mode & 0o7755)
+    if os.stat(folder).st_mode & 0o022:
+        return f"Other users of this PC can change {folder}: keep it where only you can."
+    return f"Other users of this PC could change {folder}: from now on only you can."
 
 
 def _is_of_stranger(descriptor: int, path: str) -> bool:
@@ -2184,10 +2191,10 @@ class Store:
         try:
             new = not os.path.isdir(folder)
             _make_folder(folder)
-            _forbid_changes(folder)
+            changes = _forbid_changes(folder)
             self.lock = Lock(os.path.join(folder, "lock"), command)
             _make_folder(self._imports_folder)
-            self.notes += filter(None, [_keep_private(folder)])
+            self.notes += filter(None, [changes, _keep_private(folder)])
         except OSError as error:
             self.close()
             other = ", or use another --data" if new else ""  # else what was given out from this one would go out again

@@ -158,8 +158,9 @@ def test_rights_that_a_copy_brought_along_are_mended_or_told(
         assert [path.stat().st_mode & 0o077 for path in guarded] == [rights * (not mends), 0, 0]
         left = rights & 0o055 if mends else rights
         assert store.stat().st_mode & 0o077 == left, "who may write there can take the lock away"
-        told = [f"Other users of this PC can read {store}: keep it where only you can."]
-        assert opened.store.notes == ([] if mends else told)
+        mended = [f"Other users of this PC could change {store}: from now on only you can."]
+        told = [f"Other users of this PC can {do} {store}: keep it where only you can." for do in ("change", "read")]
+        assert opened.store.notes == (mended if mends else told)
         opened.store.close()
 
 
