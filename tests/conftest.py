@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.faults.oracle import TALLIES
 from tests.inside import Inside
-from tests.support import CERTTOOL, RunCerttool, Server, StartServer, child_env, no_secret, no_traceback
+from tests.support import CERTTOOL, ROOT, RunCerttool, Server, StartServer, child_env, launcher, no_secret, no_traceback
 
 # How long an example takes says something about the machine, which others share.
 settings.register_profile("certtool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -103,11 +103,11 @@ def certtool() -> RunCerttool:
         script: Path = CERTTOOL,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*python, str(script), *map(str, args)],
+            [*(launcher(python, script) if cwd is None else (*python, str(script))), *map(str, args)],
             input=stdin or "",
             capture_output=True,
             encoding="utf-8",
-            cwd=cwd,
+            cwd=cwd or ROOT,
             env=child_env(**(env or {})),
             check=False,
         )
