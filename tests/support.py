@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import glob
@@ -244,8 +245,14 @@ class Server:
         return code
 
     def stop(self) -> int:
-        """Interrupt the server and return its exit code."""
+        """Interrupt the server and return its exit code.
+
+        An idle server looks for Ctrl-C when a turn ends, up to certtool.TICK_SECONDS later: a connection ends its turn.
+        Whether it ends without one is for a test that uses `interrupt`, and then `wait`.
+        """
         self.interrupt()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            pass
         return self.wait()
 
     def kill(self) -> int:

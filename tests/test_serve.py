@@ -133,6 +133,12 @@ def test_32_stations_share_9000_certificates_among_10000_devices(
     assert allocated == {id_: reply["DeviceName"] for id_, [(status, reply)] in answers.items() if status == 200}
 
 
+def test_an_idle_server_ends_by_an_interrupt_alone(server: StartServer) -> None:
+    running = server()
+    running.interrupt()
+    assert running.wait() == 0
+
+
 def test_the_last_replies_leave_before_the_server_ends(server: StartServer) -> None:
     running = server("--import", SAMPLE)
     with socket.create_connection(("127.0.0.1", running.port), PATIENCE) as client:

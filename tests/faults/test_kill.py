@@ -61,9 +61,7 @@ def lived(point: str, nth: int, pool: Path, store: Path, oracle: Oracle) -> bool
     answers = Stations(running.port, talk, 2).wait()
     oracle.hear(talk, answers)
     killed = running.process.poll() is not None or any(len(got) < 3 for got in answers.values())
-    if not killed:
-        running.interrupt()
-    code = running.wait()
+    code = running.wait() if killed else running.stop()
     assert code == (victim.KILLED if killed or code else 0)
     return bool(code)
 
