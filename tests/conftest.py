@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, T
 import pytest
 from _pytest.terminal import TerminalReporter  # pytest exports it from 8.4 on
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from tests.faults.oracle import TALLIES
 from tests.inside import Inside
@@ -25,6 +26,48 @@ settings.load_profile("certtool")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the harnesses look for faults."""
     parser.addoption("--thorough", action="store_true", help="look for faults ten times as long, with all programs")
+
+
+# -- the order of the files --------------------------------------------------------------------------------------------
+
+# Those that take longest, the longest first: a long file that is started last leaves the other processor idle.
+LONGEST = [
+    f"tests/{name}.py"
+    for name in (
+        "test_client_c",
+        "test_page_browser",
+        "faults/test_kill",
+        "test_client_node",
+        "faults/test_network",
+        "test_serve",
+        "test_commands",
+        "test_crc32",
+        "test_request",
+        "test_windows",
+        "faults/test_disk",
+        "test_journal",
+        "test_vectors",
+        "test_page",
+        "faults/test_system_calls",
+    )
+]
+
+
+class LongestFirst(LoadFileScheduling):  # type: ignore[misc]
+    """`--dist=loadfile`, which itself begins with the files that have most tests, however short they are."""
+
+    def _assign_work_unit(self, node: Any) -> None:
+        for file in LONGEST:
+            if file in self.workqueue:
+                self.workqueue.move_to_end(file, last=False)
+                break
+        super()._assign_work_unit(node)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Optional[LongestFirst]:
+    """Say in which order `--dist=loadfile` hands out the files."""
+    return LongestFirst(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 # -- the table of the faults -------------------------------------------------------------------------------------------
