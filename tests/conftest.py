@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from _pytest.terminal import TerminalReporter  # pytest exports it from 8.4 on
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
+import certtool as program
 from tests.faults.oracle import TALLIES
 from tests.inside import Inside
 from tests.support import CERTTOOL, ROOT, RunCerttool, Server, StartServer, child_env, launcher, no_secret, no_traceback
@@ -159,6 +161,21 @@ def certtool() -> RunCerttool:
         no_traceback(done.stdout)
         assert done.returncode == ok, f"exit {done.returncode}, not {ok}:\n{done.stdout}\n{done.stderr}"
         return done
+
+    return run
+
+
+@pytest.fixture
+def inline() -> RunCerttool:
+    """Run `certtool.py ARGS` as `certtool` does, but in this process: where a test looks at something else with it."""
+
+    def run(*args: object, ok: int = 0) -> subprocess.CompletedProcess[str]:
+        arguments, out, errors = list(map(str, args)), io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            code = program.main(arguments)
+        no_secret(out.getvalue() + errors.getvalue())
+        assert code == ok, f"exit {code}, not {ok}:\n{out.getvalue()}\n{errors.getvalue()}"
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
 
     return run
 

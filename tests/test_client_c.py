@@ -185,7 +185,7 @@ def test_the_sdk_calls_nothing_but_its_platform_layer_and_what_every_compiler_ne
 @pytest.mark.parametrize("killed", [False, True], ids=["kept running", "killed before every step"])
 @pytest.mark.parametrize("script", load("states.json"), ids=name_of)
 def test_every_row_of_the_state_table(
-    build: Build, script: Vector, killed: bool, store: Path, server: StartServer, certtool: RunCerttool
+    build: Build, script: Vector, killed: bool, store: Path, server: StartServer, inline: RunCerttool
 ) -> None:
     program = build(POSIX, *SANITIZED, "-DCRC32_SMALL")
 
@@ -194,7 +194,7 @@ def test_every_row_of_the_state_table(
         assert got.result in (OK, REFUSED)
         return Answer(got.status, got._asdict())
 
-    Play(script, ask, killed, store, server, certtool)
+    Play(script, ask, killed, store, server, inline)
 
 
 @pytest.mark.parametrize("crc_format", ["hex", "int"])

@@ -118,9 +118,9 @@ def replying(reply: bytes) -> Iterator[hostile.Hostile]:
 @pytest.mark.parametrize("killed", [False, True], ids=["kept running", "killed before every report"])
 @pytest.mark.parametrize("script", load("states.json"), ids=name_of)
 def test_every_row_of_the_state_table(
-    station: Station, script: Vector, killed: bool, store: Path, server: StartServer, certtool: RunCerttool
+    station: Station, script: Vector, killed: bool, store: Path, server: StartServer, inline: RunCerttool
 ) -> None:
-    Play(script, station.ask, killed, store, server, certtool)
+    Play(script, station.ask, killed, store, server, inline)
 
 
 def test_a_station_that_waits_through_a_restart_gets_the_certificate_it_had(

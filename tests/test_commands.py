@@ -330,9 +330,9 @@ def test_query_lists_everything_in_the_order_of_import(certtool: RunCerttool, us
     ],
 )
 def test_query_shows_what_passes_every_filter(
-    filters: Sequence[str], device_ids: List[str], certtool: RunCerttool, used: Path
+    filters: Sequence[str], device_ids: List[str], inline: RunCerttool, used: Path
 ) -> None:
-    assert sorted(row["DeviceID"] for row in listed(certtool, used, *filters)) == device_ids
+    assert sorted(row["DeviceID"] for row in listed(inline, used, *filters)) == device_ids
 
 
 def test_query_finds_a_certificate_by_its_name(certtool: RunCerttool, used: Path) -> None:
@@ -360,9 +360,9 @@ def test_query_finds_a_certificate_by_its_name(certtool: RunCerttool, used: Path
 )
 @pytest.mark.parametrize("style", ["table", "csv", "json"])
 def test_query_ends_with_1_where_nothing_matches(
-    filters: Sequence[str], style: str, certtool: RunCerttool, used: Path
+    filters: Sequence[str], style: str, inline: RunCerttool, used: Path
 ) -> None:
-    done = certtool("query", *filters, "--format", style, "--data", used, ok=1)
+    done = inline("query", *filters, "--format", style, "--data", used, ok=1)
     assert sentence(done.stderr) == "No certificate matches: check the name and the filters."
     if style == "json":
         assert json.loads(done.stdout) == []

@@ -49,9 +49,9 @@ def patient(monkeypatch: pytest.MonkeyPatch, seconds: float, attempts: int) -> N
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("script", load("states.json"), ids=name_of)
 def test_a_station_sees_every_row_of_the_state_table(
-    script: Vector, store: Path, server: StartServer, certtool: RunCerttool
+    script: Vector, store: Path, server: StartServer, inline: RunCerttool
 ) -> None:
-    Play(script, ask, True, store, server, certtool)
+    Play(script, ask, True, store, server, inline)
 
 
 def test_an_address_of_ipv6_is_told_apart_from_its_port(certtool: RunCerttool) -> None:
