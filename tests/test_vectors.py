@@ -12,6 +12,8 @@ import pytest
 from tests.support import SAMPLE, RunCerttool, Server, StartServer
 from tests.vectorset import Answer, Play, Vector, content, load, name_of
 
+pytestmark = pytest.mark.usefixtures("fast")
+
 
 def ask(server: Server, product_key: str, device_id: Optional[str], action: int) -> Answer:
     http, reply = server.post({"ProductKey": product_key, "DeviceID": device_id, "Action": action})
@@ -53,7 +55,6 @@ def test_a_request_is_not_echoed_into_its_refusal(server: StartServer) -> None:
             assert "a1SampleWf0" not in json.dumps(reply), vector["name"]
 
 
-@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("killed", [False, True], ids=["kept running", "killed before every report"])
 @pytest.mark.parametrize("script", load("states.json"), ids=name_of)
 def test_every_row_of_the_state_table(
