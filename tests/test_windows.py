@@ -221,10 +221,10 @@ def test_a_pc_with_a_chinese_name_shows_the_addresses_that_devices_may_use(
 
 
 MAP = """
-import mmap, sys, time
+import mmap, sys
 with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
     print("held", flush=True)
-    time.sleep(6)
+    sys.stdin.read()
 """
 HOLD = """
 import ctypes, sys, time
@@ -232,14 +232,14 @@ name, shared, seconds = sys.argv[1:]
 handle = ctypes.windll.kernel32.CreateFileW(name, 0x80000000 + 0x40000000, int(shared), None, 3, 0, None)
 assert handle != -1
 print("held", flush=True)
-time.sleep(float(seconds))
+time.sleep(float(seconds)) if seconds else sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def held(windows: Windows, path: Path, shared: int, seconds: float) -> Iterator[None]:
-    """Another program has a file open for so long, which it lets others read (1) or not even that (0)."""
-    with _holding(windows, HOLD, on_windows(path), str(shared), str(seconds)):
+def held(windows: Windows, path: Path, shared: int, seconds: str = "") -> Iterator[None]:
+    """Another program has a file open, which it lets others read (1) or not even that (0); `seconds` may end it."""
+    with _holding(windows, HOLD, on_windows(path), str(shared), seconds):
         yield
 
 
@@ -247,10 +247,10 @@ def held(windows: Windows, path: Path, shared: int, seconds: float) -> Iterator[
 def _holding(windows: Windows, program: str, *args: str) -> Iterator[None]:
     command = [*windows.python, "-c", program, *args]
     pipe, none, env = subprocess.PIPE, subprocess.DEVNULL, child_env(**windows.env)
-    with subprocess.Popen(command, stdin=none, stdout=pipe, stderr=none, env=env) as holder:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=none, env=env) as holder:
         assert holder.stdout
         assert holder.stdout.readline().strip() == b"held"
-        yield
+        yield  # after which its input is closed, and its end is waited for
 
 
 of_the_system = pytest.mark.parametrize("windows", ["3.8"], indirect=True)  # not of Python: one is enough
@@ -262,7 +262,7 @@ def test_a_file_that_an_antivirus_holds_for_a_moment_is_waited_for(
     name: str, windows: Windows, run: Run, identities: Path, store: Path
 ) -> None:
     run("import", identities)
-    with held(windows, store / name, 0, 1.5):
+    with held(windows, store / name, 0, "1.5"):
         assert "all is right" in run("verify")
 
 
@@ -271,7 +271,7 @@ def test_who_has_a_file_of_the_store_open_in_a_spreadsheet_is_told_to_close_it(
     windows: Windows, run: Run, identities: Path, store: Path
 ) -> None:
     run("import", identities)
-    with held(windows, store / "journal.csv", 1, 6):
+    with held(windows, store / "journal.csv", 1):
         told = run("serve", "0", ok=1)
     assert "journal.csv cannot be read (Permission denied): close it in other programs, or check its rights" in told
 
@@ -281,7 +281,7 @@ def test_a_certificate_whose_file_another_program_has_open_is_given_once_that_cl
     windows: Windows, serve: Callable[..., Server], identities: Path, store: Path
 ) -> None:
     line = serve("--import", identities)
-    with held(windows, store / "imports/000001-identities.csv", 0, 3):
+    with held(windows, store / "imports/000001-identities.csv", 0):
         code, refused = line.request(PRODUCT, "device-1")
     assert code == 503
     assert "cannot be read (Permission denied): close it in other programs" in refused["Message"]
