@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import List
 
@@ -161,11 +162,15 @@ def test_each_request_of_the_load_does_in_the_store_what_it_is_called(
     need("wrk")
     running = server("--import", identities.write(tmp_path / "identities.csv", 60_000))
     serve.prepare(running.port)
-    assert rig.load(running.port, 1, 2, kind, "allocate", "new").rate > 0
-    assert rig.load(running.port, 1, 2, kind, "again").refused == 0
-    assert rig.load(running.port, 1, 2, kind, "report").refused == 0
-    for request in rig.REFUSED:
-        assert rig.load(running.port, 1, 2, kind, request).refused > 0
+    what = [("allocate", "new"), ("again",), ("report",), *((request,) for request in rig.REFUSED)]
+    with ThreadPoolExecutor(len(what)) as at_once:
+        loads = at_once.map(lambda words: rig.load(running.port, 1, 2, kind, *words), what)
+        allocating, again, reporting, *refused = loads
+    assert allocating.rate > 0
+    assert again.refused == 0
+    assert reporting.refused == 0
+    assert len(refused) == len(rig.REFUSED)
+    assert all(each.refused > 0 for each in refused)
     running.stop()
     listed = certtool("query", "--data", store, "--format", "csv").stdout
     assert len(re.findall(r",Allocated,new-\d+,", listed)) > 1
