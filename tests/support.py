@@ -86,6 +86,22 @@ def need(program: str) -> str:
     return shutil.which(program) or missing(f"{program} is not installed")
 
 
+def npm_package(name: str, version: str) -> Path:
+    """Return the folder of a package that npm gets once; where it does not, the test is `missing`.
+
+    Each is kept in a place of its own: in a common one npm removes what was got for another test.
+    """
+    place = ROOT / "tests" / ".npm" / f"{name}-{version}"
+    folder = place / "node_modules" / name
+    if not folder.exists():
+        options = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+        command = [need("npm"), "install", *options, "--prefix", str(place), f"{name}@{version}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+        if done.returncode:
+            missing(f"npm did not install {name} {version}: {done.stderr.strip()[-300:]}")
+    return folder
+
+
 @functools.lru_cache(maxsize=None)
 def pythons() -> Sequence[str]:
     """Return the CPython 3.8 to 3.14 executables found, oldest first, one of each version but the running one."""

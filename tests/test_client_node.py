@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterator, List, Optional
 import pytest
 
 from tests import hostile, identities
-from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, listed, missing, need
+from tests.support import ROOT, SAMPLE, RunCerttool, Server, StartServer, child_env, listed, need, npm_package
 from tests.vectorset import Answer, Play, Vector, content, load, name_of
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -41,17 +41,10 @@ require('readline').createInterface({ input: process.stdin }).on('line', (line) 
 
 @functools.lru_cache(maxsize=None)
 def node_12() -> str:
-    """Return the path of a Node 12, got with npm once and kept in tests/node_modules."""
-    node, npm = need("node"), need("npm")
-    here = subprocess.check_output([node, "-p", "process.platform + '-' + process.arch"], text=True).strip()
-    package = "node-" + here.replace("win32", "win")
-    folder = ROOT / "tests" / "node_modules" / package / "bin"
-    if not folder.exists():
-        options = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-        command = [npm, "install", *options, "--prefix", str(ROOT / "tests"), f"{package}@{NODE_12}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
-        if done.returncode:
-            missing(f"npm did not install Node {NODE_12}: {done.stderr.strip()[-300:]}")
+    """Return the path of a Node 12, got with npm once."""
+    ask = [need("node"), "-p", "process.platform + '-' + process.arch"]
+    here = subprocess.check_output(ask, text=True).strip().replace("win32", "win")
+    folder = npm_package(f"node-{here}", NODE_12) / "bin"
     return str(next(folder.glob("node*")))
 
 
