@@ -642,6 +642,11 @@ def test_a_certificate_is_written_by_hand_and_shown(device: Callable[..., str]) 
     assert out == "Done\n" + shown("pk", "dn", "ds", "ps")
 
 
+def test_a_certificate_of_the_longest_values_is_shown(device: Callable[..., str]) -> None:
+    longest = ("p" * 64, "n" * 32, "d" * 64, "s" * 64)
+    assert device(["linkkey", *longest], ["linkkey"]) == "Done\n" + shown(*longest)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -77,7 +77,7 @@ static void get_triple(char *server_ip, char *productKey, char *deviceid)
 
 static void show(const char *title, const char *key)
 {
-    char value[TRIPLE_FIELD_SIZE] = {0};
+    char value[TRIPLE_FIELD_SIZE + 1] = {0}; /* one more: what other firmware wrote may have no NUL */
     int size = sizeof value - 1;
 
     if (aos_kv_get(key, value, &size) != 0)
