@@ -647,6 +647,14 @@ def test_a_certificate_of_the_longest_values_is_shown(device: Callable[..., str]
     assert device(["linkkey", *longest], ["linkkey"]) == "Done\n" + shown(*longest)
 
 
+@pytest.mark.parametrize("sizes", [(65, 2, 2, 2), (2, 33, 2, 2), (2, 2, 65, 2), (2, 2, 2, 65)])
+def test_of_a_certificate_that_is_too_long_nothing_is_written(device: Callable[..., str], sizes: Sequence[int]) -> None:
+    longer = ["x" * size for size in sizes]
+    out = device(["linkkey", "pk", "dn", "ds", "ps"], ["linkkey", *longer], ["linkkey"])
+    assert out.startswith("Done\nNot written")
+    assert out.endswith("\n" + shown("pk", "dn", "ds", "ps"))
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -23,13 +23,17 @@ static int store(const char *key, const char *value)
     char back[TRIPLE_FIELD_SIZE] = {0};
     int size = (int)strlen(value) + 1, back_size = sizeof back;
 
-    if (size > (int)sizeof back || aos_kv_set(key, (void *)(uintptr_t)value, size, 1) != 0)
+    if (aos_kv_set(key, (void *)(uintptr_t)value, size, 1) != 0)
         return -1;
     return aos_kv_get(key, back, &back_size) == 0 && strcmp(back, value) == 0 ? 0 : -1;
 }
 
+/* What does not fit is refused before the first value is written: half of it would stand beside half of the one before. */
 static int burn(const char *pk, const char *dn, const char *ds, const char *ps)
 {
+    if (strlen(pk) >= TRIPLE_FIELD_SIZE || strlen(dn) >= TRIPLE_NAME_SIZE || strlen(ds) >= TRIPLE_FIELD_SIZE ||
+        strlen(ps) >= TRIPLE_FIELD_SIZE)
+        return -1;
     if (store("linkkit_product_key", pk) != 0 || store("linkkit_device_name", dn) != 0 ||
         store("linkkit_device_secret", ds) != 0 || store("linkkit_product_secret", ps) != 0)
         return -1;
