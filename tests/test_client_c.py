@@ -50,6 +50,13 @@ DEVICE = [
     "-DBUILD_AOS",
     "-D_GNU_SOURCE",
 ]
+# As the headers of the vendor's device SDK have them: without the NUL.
+VENDORS_LENGTHS = [
+    "-DPRODUCT_KEY_LEN=20",
+    "-DDEVICE_NAME_LEN=32",
+    "-DDEVICE_SECRET_LEN=64",
+    "-DPRODUCT_SECRET_LEN=64",
+]
 
 # Where the vectors run: the compiler, and what runs a program of that machine.
 MACHINES: Dict[str, Tuple[str, ...]] = {
@@ -155,7 +162,8 @@ def test_every_file_compiles_without_a_warning_in_every_configuration(machine: s
 
 def test_the_headers_serve_cpp_too(tmp_path: Path) -> None:
     source = tmp_path / "main.cpp"
-    source.write_text('#include "triple_burn.h"\nint f() { return parse_data("", 0, 0, 0, 0, 0); }\n', "utf-8")
+    calls = 'HAL_Free(send_req(0, "pk", "did", "server")); return parse_data("", 0, 0, 0, 0, 0);'
+    source.write_text(f'#include "triple_burn.h"\nint f() {{ {calls} }}\n', "utf-8")
     subprocess.run([need("clang"), "-x", "c++", "-Werror", "-fsyntax-only", f"-I{SDK}", source], check=True)
 
 
@@ -672,6 +680,29 @@ def test_a_line_that_cannot_be_done_says_so(device: Callable[..., str], line: Li
 def test_a_device_without_an_address_asks_for_nothing(device: Callable[..., str], server: StartServer) -> None:
     running = server("--import", SAMPLE)
     assert "no IP address" in device(["linkkey", f"127.0.0.1:{running.port}", KEY], NO_IP="1")
+
+
+def test_the_longest_certificate_is_burnt_also_beside_the_lengths_of_the_vendors_headers(build: Build) -> None:
+    program = build(DEVICE, *SANITIZED, *VENDORS_LENGTHS, "-DCRC32_SMALL")
+    longest = {"ProductKey": "p" * 64, "DeviceName": "n" * 32, "DeviceSecret": "d" * 64, "ProductSecret": "s" * 64}
+    with hostile.serve("plain") as server:
+        server.script = lambda _server, asked: [
+            hostile.http(json.dumps(hostile.certificate(asked, **({} if asked["Action"] else longest))).encode())
+        ]
+        line = ["linkkey", f"127.0.0.1:{server.port}", "p" * 64, "MAC-0001"]
+        out = run(program, *line, "/", "linkkey", ok=[0])
+    assert out.endswith(shown(*longest.values()))
+    assert json.loads(server.requests[-1])["Action"] == 1
+
+
+def test_a_burn_that_cannot_be_reported_is_not_said_to_be_worth_another_request(device: Callable[..., str]) -> None:
+    with hostile.serve("plain") as server:
+        certificate = hostile.certificate({"ProductKey": KEY, "Action": 0}, DeviceID="")
+        server.script = lambda _server, _request: [hostile.http(json.dumps(certificate).encode())]
+        out = device(["linkkey", f"127.0.0.1:{server.port}", KEY])
+    assert "Burnt:" in out
+    assert out.endswith("Do not repeat the command.\n")
+    assert server.connections == 1
 
 
 def test_a_report_that_did_not_arrive_is_said_with_the_device_id(device: Callable[..., str]) -> None:

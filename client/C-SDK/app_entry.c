@@ -40,15 +40,13 @@ static int burn(const char *pk, const char *dn, const char *ds, const char *ps)
     return 0;
 }
 
-/* send_req() has repeated already what may be repeated: asking again with no DeviceID would take a second certificate. */
-static void get_triple(char *server_ip, char *productKey, char *deviceid)
+/* send_req() has repeated already what may be repeated: asking again with no DeviceID would take a second certificate.
+ * triple_parse() and not parse_data(): the lengths of the vendor's headers leave no room for the NUL of the longest. */
+static void get_triple(const char *server_ip, const char *productKey, const char *deviceid)
 {
     char ip_addr[32] = {0};
-    char pk[PRODUCT_KEY_LEN] = {0};
-    char dn[DEVICE_NAME_LEN] = {0};
-    char ds[DEVICE_SECRET_LEN] = {0};
-    char ps[PRODUCT_SECRET_LEN] = {0};
-    char did[DEVICE_ID_LEN] = {0};
+    triple_reply cert;
+    const char *did;
     char *reply;
     int result, burnt;
 
@@ -62,17 +60,21 @@ static void get_triple(char *server_ip, char *productKey, char *deviceid)
         aos_cli_printf("No certificate.\r\n");
         return;
     }
-    result = parse_data(reply, pk, dn, ps, ds, did);
+    result = triple_parse(reply, strlen(reply), &cert);
     HAL_Free(reply);
     if (result != TRIPLE_OK) {
         aos_cli_printf("%s\r\n", triple_error(result));
         return;
     }
-    if (did[0] == '\0') /* a server that makes up no DeviceID */
-        strncpy(did, deviceid, sizeof did - 1);
+    did = cert.device_id[0] != '\0' ? cert.device_id : deviceid; /* a server that makes up no DeviceID */
 
-    burnt = burn(pk, dn, ds, ps) == 0;
-    aos_cli_printf("%s pk=%s dn=%s did=%s\r\n", burnt ? "Burnt:" : "Not burnt, the store failed:", pk, dn, did);
+    burnt = burn(cert.product_key, cert.device_name, cert.device_secret, cert.product_secret) == 0;
+    aos_cli_printf("%s pk=%s dn=%s did=%s\r\n", burnt ? "Burnt:" : "Not burnt, the store failed:", cert.product_key,
+                   cert.device_name, did);
+    if (did[0] == '\0') {
+        aos_cli_printf("The server told no DeviceID, so it cannot be told of the burn. Do not repeat the command.\r\n");
+        return;
+    }
     reply = send_req(burnt ? TRIPLE_ACTION_BURN_SUCCEEDED : TRIPLE_ACTION_BURN_FAILED, productKey, did, server_ip);
     if (reply == NULL)
         aos_cli_printf("The server does not know it yet: repeat the command with the DeviceID %s.\r\n", did);
