@@ -151,6 +151,8 @@ def test_every_file_compiles_without_a_warning_in_every_configuration(machine: s
         ("hal_template.c", "-D_GNU_SOURCE"),
         ("hal_template.c", "-D_GNU_SOURCE", "-DBUILD_AOS"),
         ("hal_template.c", "-D_GNU_SOURCE", "-DTRIPLE_HAL_FROM_SDK", "-DBUILD_AOS"),
+        ("hal_template.c", "-D_GNU_SOURCE", "-DTRIPLE_HAL_FROM_SDK"),
+        ("hal_template.c", "-D_GNU_SOURCE", "-DLWIP_DNS=0"),
         ("../../_crc32.c", "-DCRC32_SMALL"),
         ("../../_crc32.c", "-DCRC32_BITWISE"),
     ):
@@ -729,6 +731,14 @@ def test_the_freertos_template_runs_the_exchange_also_while_its_tick_counter_wra
             assert request(program, bad.port, "MAC-0001").result == result, kind
             assert time.monotonic() - began < 1.5 + SLACK
     assert request(program, bad.port, "MAC-0001").result == NETWORK, "nobody listens there any more"
+
+
+def test_the_template_needs_no_dns_where_the_server_is_given_by_its_address(build: Build) -> None:
+    program = build(LWIP, *SANITIZED, *HURRIED, "-DLWIP_DNS=0")
+    with hostile.serve("plain") as server:
+        assert request(program, server.port, "MAC-0001").result == OK
+        named = run(program, "request", 0, KEY, "MAC-0001", f"localhost:{server.port}")
+    assert reply(named.rstrip("\n").split("\n")[-1]).result == NETWORK
 
 
 # ---- Size ------------------------------------------------------------------------------------------------------------

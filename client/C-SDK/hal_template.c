@@ -1,7 +1,8 @@
 /* triple_hal.h for AliOS Things (BUILD_AOS is defined) and for FreeRTOS, both with lwIP.
  *
  * To port it:
- *   1. Add this file instead of hal_posix.c. lwIP needs LWIP_SOCKET 1, and LWIP_DNS 1 where the server has a name.
+ *   1. Add this file instead of hal_posix.c. lwIP needs LWIP_SOCKET 1, and LWIP_DNS 1 where the server has a name;
+ *      without it the server's IPv4 address is taken alone.
  *   2. Firmware with the vendor's device SDK has HAL_Malloc, HAL_Free, HAL_SleepMs and HAL_UptimeMs: define
  *      TRIPLE_HAL_FROM_SDK, and only the socket functions and the log line are built from here.
  *   3. On another RTOS replace the five definitions under "System"; on another TCP/IP stack the "Sockets" part.
@@ -10,8 +11,11 @@
 
 #include <string.h>
 
-#include "lwip/netdb.h"
 #include "lwip/sockets.h"
+
+#if LWIP_DNS /* lwIP's netdb.h is empty without */
+#include "lwip/netdb.h"
+#endif
 
 /* ---- System ------------------------------------------------------------------------------------------------------- */
 
@@ -39,6 +43,8 @@
 #define SLEEP_MS(ms) vTaskDelay((TickType_t)(((uint64_t)(ms) * configTICK_RATE_HZ + 999) / 1000))
 #define UPTIME_MS() uptime_ms()
 
+#if !defined(TRIPLE_HAL_FROM_SDK)
+
 /* The tick counter may wrap within weeks; FreeRTOS counts how often it did. */
 static uint64_t uptime_ms(void)
 {
@@ -49,6 +55,8 @@ static uint64_t uptime_ms(void)
     ticks = (uint64_t)now.xOverflowCount * ((uint64_t)portMAX_DELAY + 1) + now.xTimeOnEntering;
     return ticks / configTICK_RATE_HZ * 1000 + ticks % configTICK_RATE_HZ * 1000 / configTICK_RATE_HZ;
 }
+
+#endif
 
 #endif
 
@@ -100,20 +108,35 @@ static int wait_for(int socket, int reading, uint32_t timeout_ms)
     return count > 0 ? 1 : HAL_TRIPLE_ERROR;
 }
 
-int HAL_Triple_Connect(const char *host, uint16_t port, uint32_t timeout_ms)
+/* Fill in the address of `host`: 1, or a code. A look-up takes as long as lwIP lets it. */
+static int find_host(const char *host, struct sockaddr_in *address)
 {
+#if LWIP_DNS
     struct addrinfo wanted, *found = NULL;
-    struct sockaddr_in address;
-    int fd, result, error = 0;
-    socklen_t size = sizeof error;
 
     memset(&wanted, 0, sizeof wanted);
     wanted.ai_family = AF_INET;
     wanted.ai_socktype = SOCK_STREAM;
     if (lwip_getaddrinfo(host, NULL, &wanted, &found) != 0 || found == NULL)
         return HAL_TRIPLE_ERROR;
-    memcpy(&address, found->ai_addr, sizeof address);
+    memcpy(address, found->ai_addr, sizeof *address);
     lwip_freeaddrinfo(found);
+    return 1;
+#else
+    memset(address, 0, sizeof *address);
+    address->sin_family = AF_INET;
+    return inet_aton(host, &address->sin_addr) != 0 ? 1 : HAL_TRIPLE_ERROR;
+#endif
+}
+
+int HAL_Triple_Connect(const char *host, uint16_t port, uint32_t timeout_ms)
+{
+    struct sockaddr_in address;
+    int fd, result, error = 0;
+    socklen_t size = sizeof error;
+
+    if (find_host(host, &address) != 1)
+        return HAL_TRIPLE_ERROR;
     address.sin_port = lwip_htons(port);
 
     fd = lwip_socket(AF_INET, SOCK_STREAM, 0);

@@ -9,6 +9,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#ifndef LWIP_DNS
+#define LWIP_DNS 1
+#endif
+
 #define lwip_socket socket
 #define lwip_connect connect
 #define lwip_select select
