@@ -212,7 +212,7 @@ static bool read_length(const char *at, const char *end, size_t *length)
         at++;
     while (end > at && (end[-1] == ' ' || end[-1] == '\t'))
         end--;
-    for (digits = at; at < end && *at >= '0' && *at <= '9' && value < 100000000; at++)
+    for (digits = at; at < end && *at >= '0' && *at <= '9' && value < SIZE_MAX / 100; at++)
         value = value * 10 + (size_t)(*at - '0');
     if (at == digits || at != end || *length != NO_LENGTH)
         return false;
