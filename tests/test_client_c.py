@@ -260,6 +260,14 @@ def test_a_server_with_two_addresses_is_reached_at_the_one_that_answers(build: B
     assert reply(out.rstrip("\n")).result == OK
 
 
+def test_a_socket_that_is_not_ready_after_all_is_waited_for_again(build: Build) -> None:
+    wrapped = ["-Wl,--wrap=send", "-Wl,--wrap=recv"]
+    program = build([*POSIX, HERE / "not_yet.c"], *SANITIZED, "-DCRC32_SMALL", *wrapped)
+    with hostile.serve("byte by byte") as server:
+        assert request(program, server.port, "").result == OK, "which no second request may repair"
+        assert server.connections == 1
+
+
 def test_a_device_id_with_quotes_and_spaces_arrives_as_it_is(build: Build, server: StartServer) -> None:
     program = build(POSIX, *SANITIZED, "-DCRC32_SMALL")
     port = server("--import", SAMPLE).port

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netdb.h>
 #include <poll.h>
 #include <signal.h>
@@ -20,6 +21,13 @@
 #define MSG_NOSIGNAL 0 /* macOS, where SO_NOSIGPIPE on the socket does the same */
 #endif
 
+static uint32_t left_until(uint64_t end)
+{
+    uint64_t now = HAL_UptimeMs();
+
+    return now < end ? (uint32_t)(end - now) : 0;
+}
+
 /* Wait until the socket is ready for `events`: 1, or a code. A signal does not make the wait longer. */
 static int wait_for(int socket, short events, uint32_t timeout_ms)
 {
@@ -27,8 +35,8 @@ static int wait_for(int socket, short events, uint32_t timeout_ms)
 
     for (;;) {
         struct pollfd ready = {socket, events, 0};
-        uint64_t now = HAL_UptimeMs();
-        int count = poll(&ready, 1, now < end ? (int)(end - now) : 0);
+        uint32_t left = left_until(end);
+        int count = poll(&ready, 1, left < INT_MAX ? (int)left : INT_MAX);
 
         if (count > 0)
             return 1;
@@ -37,6 +45,12 @@ static int wait_for(int socket, short events, uint32_t timeout_ms)
         if (errno != EINTR)
             return HAL_TRIPLE_ERROR;
     }
+}
+
+/* poll() may have promised too much (Linux says so of select()): the socket is to be waited for again. */
+static int not_yet(void)
+{
+    return errno == EAGAIN || errno == EINTR;
 }
 
 static int connect_to(const struct addrinfo *address, uint32_t timeout_ms)
@@ -74,8 +88,7 @@ int HAL_Triple_Connect(const char *host, uint16_t port, uint32_t timeout_ms)
     if (getaddrinfo(host, service, &wanted, &found) != 0)
         return HAL_TRIPLE_ERROR;
     for (address = found; address != NULL && result < 0; address = address->ai_next) {
-        uint64_t now = HAL_UptimeMs();
-        uint32_t left = now < end ? (uint32_t)(end - now) : 0;
+        uint32_t left = left_until(end);
 
         if (address->ai_next != NULL) /* an address that does not answer leaves time for those behind it */
             left -= left / 2;
@@ -87,22 +100,36 @@ int HAL_Triple_Connect(const char *host, uint16_t port, uint32_t timeout_ms)
 
 int HAL_Triple_Send(int socket, const char *data, size_t length, uint32_t timeout_ms)
 {
-    int ready = wait_for(socket, POLLOUT, timeout_ms);
-    ssize_t sent = ready == 1 ? send(socket, data, length, MSG_NOSIGNAL) : 0;
+    uint64_t end = HAL_UptimeMs() + timeout_ms;
 
-    if (ready != 1)
-        return ready;
-    return sent > 0 ? (int)sent : HAL_TRIPLE_ERROR;
+    for (;;) {
+        int ready = wait_for(socket, POLLOUT, left_until(end));
+        ssize_t sent = ready == 1 ? send(socket, data, length, MSG_NOSIGNAL) : 0;
+
+        if (ready != 1)
+            return ready;
+        if (sent > 0)
+            return (int)sent;
+        if (sent == 0 || !not_yet())
+            return HAL_TRIPLE_ERROR;
+    }
 }
 
 int HAL_Triple_Recv(int socket, char *buffer, size_t size, uint32_t timeout_ms)
 {
-    int ready = wait_for(socket, POLLIN, timeout_ms);
-    ssize_t got = ready == 1 ? recv(socket, buffer, size, 0) : 0;
+    uint64_t end = HAL_UptimeMs() + timeout_ms;
 
-    if (ready != 1)
-        return ready;
-    return got >= 0 ? (int)got : HAL_TRIPLE_ERROR;
+    for (;;) {
+        int ready = wait_for(socket, POLLIN, left_until(end));
+        ssize_t got = ready == 1 ? recv(socket, buffer, size, 0) : 0;
+
+        if (ready != 1)
+            return ready;
+        if (got >= 0)
+            return (int)got;
+        if (!not_yet())
+            return HAL_TRIPLE_ERROR;
+    }
 }
 
 void HAL_Triple_Close(int socket)
