@@ -225,6 +225,7 @@ def test_a_server_that_sends_the_checksum_as_a_number_is_understood(station: Sta
     [
         ("", KEY, "MAC-0001"),
         (None, KEY, "MAC-0001"),
+        (["::1"], KEY, "MAC-0001"),
         ("127.0.0.1:", KEY, "MAC-0001"),
         ("127.0.0.1:0", KEY, "MAC-0001"),
         ("127.0.0.1:65536", KEY, "MAC-0001"),

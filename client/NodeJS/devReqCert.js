@@ -67,12 +67,13 @@ function wireChecksum(value) {
 }
 
 function parseServer(ip) {
-  const parts = /^(?:\[([^\]]+)\]|([!-.0-9;-~]+))(?::(\d{1,5}))?$/.exec(ip);
-  if (net.isIPv6(ip)) {
-    return { host: ip, port: DEFAULT_PORT };
+  const text = typeof ip === 'string' ? ip : '';
+  if (net.isIPv6(text)) {
+    return { host: text, port: DEFAULT_PORT };
   }
+  const parts = /^(?:\[([^\]]+)\]|([!-.0-9;-~]+))(?::(\d{1,5}))?$/.exec(text);
   const port = parts && parts[3] !== undefined ? Number(parts[3]) : DEFAULT_PORT;
-  if (typeof ip !== 'string' || !parts || (parts[1] && !net.isIPv6(parts[1])) || port < 1 || port > 65535) {
+  if (!parts || (parts[1] && !net.isIPv6(parts[1])) || port < 1 || port > 65535) {
     throw badRequest('The server is given as HOST, HOST:PORT or [IPv6]:PORT.');
   }
   return { host: parts[1] || parts[2], port };
