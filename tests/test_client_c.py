@@ -655,6 +655,18 @@ def test_a_device_whose_store_fails_reports_a_failed_burn(
     assert state_of(certtool, store, first) == ("Failed", "MAC-0001")
 
 
+def test_a_device_without_an_id_that_dies_while_it_burns_gets_its_certificate_again(
+    device: Callable[..., str], server: StartServer, store: Path, certtool: RunCerttool
+) -> None:
+    line = ["linkkey", f"127.0.0.1:{server('--import', SAMPLE).port}", KEY]
+    out = device(line, KV_DIES="linkkit_device_secret")
+    [made_up] = re.findall(r"calls this device (auto-\w+)\.", out)
+    assert "Burnt:" in device([*line, made_up])
+    [row] = listed(certtool, store, "--device-id", made_up)
+    assert row["Status"] == "Written"
+    assert len(listed(certtool, store, "--product-key", KEY, "--status", "Unallocated")) == 9
+
+
 def test_a_certificate_is_written_by_hand_and_shown(device: Callable[..., str]) -> None:
     out = device(["linkkey", "pk", "dn", "ds", "ps"], ["linkkey"])
     assert out == "Done\n" + shown("pk", "dn", "ds", "ps")

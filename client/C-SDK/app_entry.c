@@ -67,6 +67,8 @@ static void get_triple(const char *server_ip, const char *productKey, const char
         return;
     }
     did = cert.device_id[0] != '\0' ? cert.device_id : deviceid; /* a server that makes up no DeviceID */
+    if (deviceid[0] == '\0' && did[0] != '\0') /* where the power fails while it burns, only this leads back to it */
+        aos_cli_printf("The server calls this device %s.\r\n", did);
 
     burnt = burn(cert.product_key, cert.device_name, cert.device_secret, cert.product_secret) == 0;
     aos_cli_printf("%s pk=%s dn=%s did=%s\r\n", burnt ? "Burnt:" : "Not burnt, the store failed:", cert.product_key,

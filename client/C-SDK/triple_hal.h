@@ -16,7 +16,8 @@ extern "C" {
 #define HAL_TRIPLE_ERROR (-1)   /* refused, unreachable, broken */
 #define HAL_TRIPLE_TIMEOUT (-2) /* the time limit passed first */
 
-/* Open a connection to `host` (address or name). Returns a socket, 0 or more, or one of the codes above. */
+/* Open a connection to `host` (address or name). Returns a socket, 0 or more, or one of the codes above.
+ * What it waits for counts, the look-up of a name too where the platform can limit that. */
 int HAL_Triple_Connect(const char *host, uint16_t port, uint32_t timeout_ms);
 
 /* Send what the connection takes now. Returns the bytes taken, 1 to `length`, or one of the codes above.
@@ -34,7 +35,7 @@ void HAL_Triple_Log(const char *line);
 void *HAL_Malloc(uint32_t size); /* NULL when there is none; only send_req() allocates */
 void HAL_Free(void *pointer);    /* NULL is allowed */
 void HAL_SleepMs(uint32_t ms);
-uint64_t HAL_UptimeMs(void); /* never goes back */
+uint64_t HAL_UptimeMs(void); /* never goes back, also not to 0 after 49 days: a wait under way would not end */
 
 #ifdef __cplusplus
 }

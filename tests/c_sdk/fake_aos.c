@@ -2,7 +2,8 @@
  *
  *     device WORD... [/ WORD...]...      type these command lines at its console, one after the other
  *
- * KV_FAILS=KEY: writing that key fails. KV_FORGETS=KEY: writing it seems to work. NO_IP=1: there is no network. */
+ * KV_FAILS=KEY: writing that key fails. KV_FORGETS=KEY: writing it seems to work. KV_DIES=KEY: the
+ * power fails just then. NO_IP=1: there is no network. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <aos/cli.h>
@@ -44,6 +45,8 @@ int aos_kv_set(const char *key, const void *value, int length, int sync)
         return -1;
     if (is_set_to("KV_FORGETS", key))
         return 0;
+    if (is_set_to("KV_DIES", key))
+        exit(0);
     while (kv[i].key[0] != '\0' && strcmp(kv[i].key, key) != 0)
         i++;
     snprintf(kv[i].key, sizeof kv[i].key, "%s", key);
