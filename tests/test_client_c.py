@@ -507,6 +507,13 @@ def test_time_limits_end_the_attempts(build: Build, tmp_path: Path) -> None:
     assert (got.result, count) == (TIMEOUT, 3), "3 attempts of 5 s with pauses fill the 15 s"
 
 
+def test_a_clock_that_goes_back_makes_no_wait_longer(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "half").write_bytes(GOOD[:-5])
+    env = {"SILENT": "1", "CLOCK": str((1 << 32) - 10)}
+    [(got, count)] = replay(build(REPLAY, *SANITIZED), [0, KEY, "MAC-0001", 99], [tmp_path / "half"], **env)
+    assert (got.result, count) == (TIMEOUT, 1)
+
+
 @pytest.mark.parametrize(
     ("action", "product_key", "device_id"),
     [

@@ -4,7 +4,8 @@
  *   1. Add this file instead of hal_posix.c. lwIP needs LWIP_SOCKET 1, and LWIP_DNS 1 where the server has a name;
  *      without it the server's IPv4 address is taken alone.
  *   2. Firmware with the vendor's device SDK has HAL_Malloc, HAL_Free, HAL_SleepMs and HAL_UptimeMs: define
- *      TRIPLE_HAL_FROM_SDK, and only the socket functions and the log line are built from here.
+ *      TRIPLE_HAL_FROM_SDK, and only the socket functions and the log line are built from here. Look at its
+ *      HAL_UptimeMs() first: where an old one returns uint32_t, half of what is read here would be garbage.
  *   3. On another RTOS replace the five definitions under "System"; on another TCP/IP stack the "Sockets" part.
  *   4. Call it from a task that may block, once the device has its IP address. README.md states the stack it needs. */
 #include "triple_hal.h"

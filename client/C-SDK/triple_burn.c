@@ -654,11 +654,12 @@ typedef struct {
     bool sent;       /* the server may know of the request */
 } attempt;
 
+/* A clock that went back, such as one of 32 bits after 49 days, ends the wait too: no deadline is further than the limit. */
 static uint32_t time_left(uint64_t deadline)
 {
-    uint64_t now = HAL_UptimeMs();
+    uint64_t left = deadline - HAL_UptimeMs();
 
-    return now < deadline ? (uint32_t)(deadline - now) : 0;
+    return left <= TRIPLE_TOTAL_MS ? (uint32_t)left : 0;
 }
 
 static int from_hal(int code)

@@ -3,16 +3,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "triple_hal.h"
+#include "triple_burn.h"
 
 char memory_sent[4096];
 size_t memory_sent_length;
+uint64_t memory_clock;
 unsigned memory_connections, memory_refuse, memory_break;
 
 static const char *answer;
 static size_t answer_length, answer_piece, answered;
 static int answer_silent;
-static uint64_t now;
 
 void memory_serve(const char *reply, size_t length, size_t piece, int silent)
 {
@@ -31,7 +31,7 @@ int HAL_Triple_Connect(const char *host, uint16_t port, uint32_t timeout_ms)
     (void)timeout_ms;
     memory_connections++;
     answered = 0;
-    now++;
+    memory_clock++;
     if (memory_refuse > 0) {
         memory_refuse--;
         return HAL_TRIPLE_ERROR;
@@ -43,7 +43,7 @@ int HAL_Triple_Send(int socket, const char *data, size_t length, uint32_t timeou
 {
     (void)socket;
     (void)timeout_ms;
-    now++;
+    memory_clock++;
     length = length < 50 ? length : 50;
     if (memory_break > 0) {
         memory_break--;
@@ -60,9 +60,11 @@ int HAL_Triple_Recv(int socket, char *buffer, size_t size, uint32_t timeout_ms)
     size_t count = answer_length - answered;
 
     (void)socket;
-    now++;
+    memory_clock++;
+    if (timeout_ms > TRIPLE_TOTAL_MS)
+        abort();
     if (count == 0 && answer_silent) {
-        now += timeout_ms;
+        memory_clock += timeout_ms;
         return HAL_TRIPLE_TIMEOUT;
     }
     count = count < answer_piece ? count : answer_piece;
@@ -96,10 +98,10 @@ void HAL_Free(void *pointer)
 
 void HAL_SleepMs(uint32_t ms)
 {
-    now += ms;
+    memory_clock += ms;
 }
 
 uint64_t HAL_UptimeMs(void)
 {
-    return now;
+    return memory_clock & UINT32_MAX;
 }
