@@ -352,6 +352,31 @@ def test_what_a_callback_throws_is_the_programs_own_error() -> None:
         assert run_node(code, SDK, f"127.0.0.1:{server.port}") == "uncaught mine\n"
 
 
+@pytest.mark.parametrize("which", ["node", "Node 12"])
+def test_a_reply_that_came_while_the_program_burned_another_device_is_not_late(which: str) -> None:
+    code = """
+    const sdk = require(process.argv[1]);
+    let burnt = 0;
+    const burn = (text) => {
+      console.log(JSON.parse(text).Status);
+      burnt += 1;
+      if (burnt === 1) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1200);
+    };
+    sdk.req_dev_cert(process.argv[2], 'a1SampleWf0', null, burn, { timeout: 1000 });
+    sdk.req_dev_cert(process.argv[2], 'a1SampleWf0', null, burn, { timeout: 1000 });
+    """
+    node = node_12() if which == "Node 12" else need("node")
+    with hostile.serve("plain") as server:
+
+        def second_later(_server: hostile.Hostile, request: Dict[str, Any]) -> Iterator[hostile.Step]:
+            yield 0.2 * (len(server.requests) - 1)
+            yield hostile.http(json.dumps(hostile.certificate(request)).encode())
+
+        server.script = second_later
+        assert run_node(code, SDK, f"127.0.0.1:{server.port}", node=node) == "OK\nOK\n"
+        assert server.connections == 2
+
+
 # The calls of the vendor's page, with its ProductKey; only the server's port is ours.
 VENDORS_SAMPLE = """
 var http = require('http');

@@ -110,6 +110,12 @@ function post(server, body, share, rest, repeatable, turn) {
     function late() {
       fail('Timeout', connected ? 'The server did not answer in time.' : 'The server could not be reached in time.');
     }
+    // A program that burns in the callback of another device holds up this one: what came meanwhile is read first.
+    function waitFor(milliseconds) {
+      clearTimeout(timer);
+      const mine = setTimeout(() => setImmediate(() => mine === timer && late()), milliseconds);
+      timer = mine;
+    }
     function lost(error) {
       const code = error && error.code ? ` (${error.code})` : '';
       if (code.startsWith(' (HPE_')) {
@@ -121,13 +127,12 @@ function post(server, body, share, rest, repeatable, turn) {
       }
     }
 
-    timer = setTimeout(late, share);
+    waitFor(share);
     request.on('socket', (socket) => {
       socket.on('connect', () => {
         connected = true;
         if (!repeatable) {
-          clearTimeout(timer);
-          timer = setTimeout(late, Math.max(1, start + rest - process.uptime() * 1000));
+          waitFor(Math.max(1, start + rest - process.uptime() * 1000));
         }
       });
     });
