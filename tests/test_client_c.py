@@ -33,7 +33,7 @@ SLACK = 3.0  # seconds that a busy machine may add to a time limit
 # The results of triple_burn.h.
 OK, ARGUMENT, BUFFER, MEMORY, NETWORK, TIMEOUT, HTTP, REPLY, REFUSED, CRC, MISMATCH = range(0, -11, -1)
 
-STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror"]
+STRICT = "-std=c99 -Wall -Wextra -Wconversion -Wpedantic -Wshadow -Wcast-qual -Wwrite-strings -Werror".split()
 SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 HURRIED = ["-DTRIPLE_TOTAL_MS=1500u", "-DTRIPLE_ATTEMPT_MS=600u", "-DTRIPLE_ATTEMPTS=2u", "-DTRIPLE_PAUSE_MS=10u"]
 
