@@ -28,7 +28,7 @@ static int store(const char *key, const char *value)
     return aos_kv_get(key, back, &back_size) == 0 && strcmp(back, value) == 0 ? 0 : -1;
 }
 
-/* What does not fit is refused before the first value is written: half of it would stand beside half of the one before. */
+/* What does not fit is refused before the first value is written, or it would stand beside half of the one before. */
 static int burn(const char *pk, const char *dn, const char *ds, const char *ps)
 {
     if (strlen(pk) >= TRIPLE_FIELD_SIZE || strlen(dn) >= TRIPLE_NAME_SIZE || strlen(ds) >= TRIPLE_FIELD_SIZE ||

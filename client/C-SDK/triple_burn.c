@@ -654,7 +654,7 @@ typedef struct {
     bool sent;       /* the server may know of the request */
 } attempt;
 
-/* A clock that went back, such as one of 32 bits after 49 days, ends the wait too: no deadline is further than the limit. */
+/* A clock that went back, as one of 32 bits does after 49 days, ends the wait too: no deadline is that far away. */
 static uint32_t time_left(uint64_t deadline)
 {
     uint64_t left = deadline - HAL_UptimeMs();
