@@ -164,8 +164,8 @@ def test_every_file_compiles_without_a_warning_in_every_configuration(machine: s
 
 def test_the_headers_serve_cpp_too(tmp_path: Path) -> None:
     source = tmp_path / "main.cpp"
-    calls = 'HAL_Free(send_req(0, "pk", "did", "server")); return parse_data("", 0, 0, 0, 0, 0);'
-    source.write_text(f'#include "triple_burn.h"\nint f() {{ {calls} }}\n', "utf-8")
+    calls = 'HAL_Free(send_req(0, text, text, "server")); return parse_data("", 0, 0, 0, 0, 0);'
+    source.write_text(f'#include "triple_burn.h"\nint f(char *text) {{ {calls} }}\n', "utf-8")
     subprocess.run([need("clang"), "-x", "c++", "-Werror", "-fsyntax-only", f"-I{SDK}", source], check=True)
 
 

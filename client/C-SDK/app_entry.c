@@ -42,11 +42,11 @@ static int burn(const char *pk, const char *dn, const char *ds, const char *ps)
 
 /* send_req() has repeated already what may be repeated: asking again with no DeviceID would take a second certificate.
  * triple_parse() and not parse_data(): the lengths of the vendor's headers leave no room for the NUL of the longest. */
-static void get_triple(const char *server_ip, const char *productKey, const char *deviceid)
+static void get_triple(char *server_ip, char *productKey, char *deviceid)
 {
     char ip_addr[32] = {0};
     triple_reply cert;
-    const char *did;
+    char *did;
     char *reply;
     int result, burnt;
 
@@ -95,6 +95,8 @@ static void show(const char *title, const char *key)
 
 static void handle_linkkey_cmd(char *pwbuf, int blen, int argc, char **argv)
 {
+    char none[] = "";
+
     (void)pwbuf;
     (void)blen;
     if (argc == 1) {
@@ -103,7 +105,7 @@ static void handle_linkkey_cmd(char *pwbuf, int blen, int argc, char **argv)
         show("Device Secret", "linkkit_device_secret");
         show("Product Secret", "linkkit_product_secret");
     } else if (argc == 3) {
-        get_triple(argv[1], argv[2], "");
+        get_triple(argv[1], argv[2], none);
     } else if (argc == 4) {
         get_triple(argv[1], argv[2], argv[3]);
     } else if (argc == 5) {

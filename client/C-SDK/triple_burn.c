@@ -858,7 +858,7 @@ typedef struct {
     triple_reply reply;
 } heap_block;
 
-char *send_req(int act, const char *pk, const char *did, const char *server_ip)
+char *send_req(int act, char *pk, char *did, const char *server_ip)
 {
     heap_block *block = HAL_Malloc(sizeof *block);
 

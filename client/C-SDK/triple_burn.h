@@ -93,7 +93,7 @@ extern "C" {
  *   server_ip  "host" or "host:port": a name of at most 63 characters or an IPv4 address; no IPv6 address
  *
  * Returns a string that the caller gives to HAL_Free(), or NULL: the reason went to HAL_Triple_Log(). */
-char *send_req(int act, const char *pk, const char *did, const char *server_ip);
+char *send_req(int act, char *pk, char *did, const char *server_ip);
 
 /* Take the certificate out of the reply to action 0 and verify its CRC32.
  *
