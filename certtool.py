@@ -123,6 +123,7 @@ MAX_PIPELINED = 32  # requests of one connection in one turn, so that one client
 MAX_UNSENT = 64 * 1024  # bytes of replies that a connection may leave unread before its requests wait
 MAX_HELD = 64 * 1024 * 1024  # bytes of half requests and untaken replies of all connections together
 LONG_HELD = 4 * 1024  # bytes of one connection beyond which it is let go where they are more
+HEADER_HELD = 150  # bytes that a header which was read takes besides its own, while the body is awaited
 BACKLOG = 1024  # connections that the system holds until the next turn accepts them
 
 REQUEST_SECONDS = 10.0  # from a request's first byte to its last
@@ -3453,7 +3454,7 @@ def format_json(value: Any) -> Generator[None, None, bytes]:
 
 RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
-EXPIRES = 500  # connections whose deadline is over that are refused or closed every TICK_SECONDS
+EXPIRES = 500  # connections that are refused or closed in one turn as late, and as many for what they hold
 GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
 TURN_SECONDS = 0.05  # that a turn gives to each of its queues; what is left goes on in the next one, peer by peer
 USUAL_HEADS = 256  # request heads that are kept, so that they need not be read again
@@ -3472,6 +3473,11 @@ RESULTS = {  # of an event's kind, for the console
 }
 OPERATIONS = {"release": RELEASE, "void": MAKE_VOID}
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+def is_import(head: Head) -> bool:
+    """Say whether a request hands over an import: from a LAN peer it is refused before its body comes."""
+    return head.method == "POST" and head.path == MANAGEMENT + "import"
 
 
 class RequestEvent(NamedTuple):
@@ -3571,8 +3577,11 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def holds(self) -> int:
         """Bytes of a half request and of replies that are not taken; those of an operator's job do not count."""
-        uploads = self.head is not None and self.head.path == MANAGEMENT + "import"
-        return 0 if uploads or self.waiting else len(self.buffer) + len(self.unsent)
+        head = self.head
+        if self.waiting or (head and is_import(head)):
+            return 0
+        read = self.body_start + HEADER_HELD * len(head.headers) if head else 0
+        return len(self.buffer) + read + len(self.unsent)
 
     def free_memory(self) -> None:
         """Give back what is held."""
@@ -3644,7 +3653,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if len(buffer) < end:
             return None
         view = memoryview(buffer)[start:end]
-        self.body = view if head.path == MANAGEMENT + "import" else bytes(view)  # a copy of an import takes long
+        self.body = view if is_import(head) else bytes(view)  # a copy of an import takes long
         self.buffer = buffer[end:]
         self.head = None
         return head
@@ -3655,7 +3664,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         `there`: bytes that have come behind the head.
         """
         limit, too_long = MAX_BODY, f"The body is longer than {MAX_BODY} bytes."
-        if head.path == MANAGEMENT + "import" and head.method == "POST":
+        if is_import(head):
             self.server.check_manager(self, head)
             limit, too_long = MAX_UPLOAD, TOO_LONG_UPLOAD
             self.deadline = self.server.now + UPLOAD_SECONDS
@@ -3753,7 +3762,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def refuse(self, error: CertToolError) -> None:
         """Answer an error after which the connection cannot be trusted, or need not go on."""
-        self.buffer = b""
+        self.buffer, self.head = b"", None
         if self.closing:
             return
         self.keep_alive = False
@@ -4042,12 +4051,14 @@ class CertServer(http.server.HTTPServer):
             self._finish_turn()
 
     def _free_memory(self) -> None:
-        """Let the long half requests and untaken replies go, where all that is held is more than a line ever needs."""
+        """Let long half requests and untaken replies go while all that is held is more than a line ever needs."""
         held = [(handler.holds(), handler) for handler in self.connections]
         if sum(size for size, _ in held) > MAX_HELD:
-            for size, handler in held:
-                if size > LONG_HELD:
-                    handler.free_memory()
+            long = [handler for size, handler in held if size > LONG_HELD]
+            for handler in long[:EXPIRES]:
+                handler.free_memory()
+            if len(long) > EXPIRES:
+                self._sweep_at = self.now  # the next turn looks again
 
     def _look_at_fresh(self) -> None:
         """Take what new connections have sent: mostly all that they ever will, before the selector need know them."""

@@ -287,6 +287,54 @@ def test_long_half_requests_that_together_take_too_much_memory_are_let_go_and_no
     assert "take too much memory here" in server.events[-2].why
 
 
+def test_thousands_of_half_requests_that_hold_too_much_are_let_go_a_part_in_each_turn(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "MAX_HELD", 70_000)
+    monkeypatch.setattr(certtool, "EXPIRES", 2)
+    server = inside(1)
+    with contextlib.ExitStack() as clients:
+        server.later(certtool.TICK_SECONDS)
+        for _ in range(6):
+            clients.enter_context(server.connect(head_of(b"x" * 20_000, b"Content-Length: 60000")))
+        server.turn()
+        refused = []
+        server._offset += certtool.TICK_SECONDS
+        for _ in range(3):
+            server.turn(1)
+            refused.append(len(server.events))
+        assert refused == [2, 4, 4], "and no longer than it is too much"
+
+
+def test_what_a_half_request_holds_counts_whatever_it_is_called_and_its_headers_too(
+    inside: Callable[..., Inside],
+) -> None:
+    server = inside(1)
+    start = b" HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n"
+    headers = b"".join(b"h%02d: value %02d\r\n" % (number, number) for number in range(90))
+    for data, least in (
+        (b"GET /certtool/import" + start + b"\r\n" + b"x" * 50_000, 50_000),
+        (b"POST /" + start + headers + b"\r\n", 10_000),
+    ):
+        with server.connect(data):
+            server.turn()
+            (handler,) = server.server.connections
+            assert handler.holds() > least
+        server.turn()
+        assert not server.server.connections
+
+
+def test_a_refused_connection_keeps_no_headers_while_it_is_drained(inside: Callable[..., Inside]) -> None:
+    server = inside(1)
+    with server.connect(
+        head_of(b"", b"Content-Length: 70000", *(b"h%02d: x" % number for number in range(90)))
+    ) as client:
+        assert server.answer(client)[0] == 413
+        (handler,) = server.server.connections
+        assert handler.draining
+        assert handler.head is None
+
+
 def test_replies_that_nobody_takes_are_let_go_where_they_take_too_much_memory(
     inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
 ) -> None:
