@@ -4658,7 +4658,8 @@ const TEXT = {
     "没有 DeviceName 或 DeviceID 为“{0}”的证书。"], download: ["Download as CSV", "下载 CSV"], first: ["First", "首页"],
   previous: ["Previous", "上一页"], next: ["Next", "下一页"], place: ["{0}–{1} of {2}", "第 {0}–{1} 条，共 {2} 条"],
   noRows: ["No certificate matches.", "没有符合的证书。"], details: ["Certificate", "证书详情"],
-  history: ["History", "历史记录"], who: ["Who, why", "操作人与原因"],
+  history: ["History", "历史记录"], leftOut: ["{0} requests and reports of devices in between are not shown here.",
+    "其间另有 {0} 条设备请求和报告未在此显示。"], who: ["Who, why", "操作人与原因"],
   show: ["Show secrets (this is recorded)", "显示密钥（将被记录）"], hide: ["Hide secrets", "隐藏密钥"],
   close: ["Close", "关闭"], release: ["Release", "释放"], void: ["Void", "作废"], cancel: ["Cancel", "取消"],
   reason: ["Reason", "原因"], releaseTitle: ["Release {0} of product {1}?", "释放产品 {1} 的 {0}？"],
@@ -5158,7 +5159,8 @@ function focusOn(id) {  // unless something is scanned by now: it would go on th
 function drawDetails() {
   $("details").hidden = !current;
   if (!current) { $("details").replaceChildren(); return; }
-  const { row, history } = current, fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value || "—"));
+  const { row, history, left_out: more } = current;
+  const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value || "—"));
   const secret = (name) => fact(name, secretsOf ? secretsOf[name] : "••••••••");
   const act = (verb, kind = "") => button({ class: kind, id: verb, onclick: () => confirm(verb) }, t(verb));
   const releasable = ["Allocated", "Written", "Failed"].includes(row.Status);
@@ -5171,7 +5173,7 @@ function drawDetails() {
     h("div", { class: "actions" }, button({ id: "reveal", onclick: reveal }, t(secretsOf ? "hide" : "show")),
       releasable && act("release"), row.Status !== "Void" && act("void", "danger"),
       button({ id: "closeDetails", onclick: () => { close(); scanNext(); } }, t("close"))),
-    h("h2", { class: "space" }, t("history")),
+    h("h2", { class: "space" }, t("history")), ...(more ? [note(t("leftOut", number(more)))] : []),
     table(["time", "event", "who", "DeviceID", "station"], history.map((event) =>
       [moment(event.time), cell("word", t(event.kind)), [event.who, event.reason].filter(Boolean).join(": ") || "—",
         cell("mono", event.device_id || "—"), cell("mono wide", event.station || "—")])));
@@ -5309,7 +5311,8 @@ MAX_SUMS = 500  # (product, station) pairs counted one by one in an hour
 RECOVERED_BYTES = 32 * 1024 * 1024  # of the journal, at most, that tell of the time before a start
 COUNTED_TOGETHER = 500  # events; fewer at once cost more each
 COUNTED = {"allocated": 0, "Written": 1, "Failed": 2}  # results, and their place in a sum; refusals are the fourth
-RECOVERY_SLICE = 50  # events recovered in one step
+RECOVERY_SLICE = 50  # events of the journal looked at in one step
+FIRST_SHOWN, LATEST_SHOWN = 50, 250  # events of one certificate: a device may ask for it, or report, without end
 RECOVERED = {"allocate": "request", "rerequest": "request", "written": "burned", "failed": "failed"}  # kind, action
 
 CLOSED = "This page is locked: open it with the link that certtool.py serve printed when it started."
@@ -5605,11 +5608,14 @@ class Page(Site):
         """Tell all about one certificate, with its history from the journal."""
         service = self.server.service
         _, number = service.find(name, key)
-        history = []
-        rows = 0  # of the imports so far
-        for event in service.store.look_back([b",import,", f",{encode_cell(name)},".encode()]):
-            if event is None:
+        history: List[Dict[str, str]] = []
+        latest: Deque[Dict[str, str]] = deque()
+        left_out = rows = 0  # events; certificates of the imports so far
+        events = service.store.look_back([b",import,", f",{encode_cell(name)},".encode()])
+        for count, event in enumerate(events):
+            if event is None or count % RECOVERY_SLICE == 0:
                 yield
+            if event is None:
                 continue
             ours = event.device_name == name and event.product_key == key
             if event.kind == "import":
@@ -5618,8 +5624,15 @@ class Page(Site):
             if ours:
                 who, why = event.detail.get("who", ""), event.detail.get("reason", "")
                 facts = {"time": format_time(event.time), "kind": event.kind, "station": event.station}
-                history.append({**facts, "device_id": event.device_id, "who": who, "reason": why})
-        answer = yield from format_json({"Status": "OK", "row": self._row(number), "history": history})
+                latest.append({**facts, "device_id": event.device_id, "who": who, "reason": why})
+            if len(latest) > LATEST_SHOWN:
+                oldest = latest.popleft()
+                if oldest["who"] or len(history) < FIRST_SHOWN:  # what a person did is always shown
+                    history.append(oldest)
+                else:
+                    left_out += 1
+        told = {"row": self._row(number), "history": [*history, *latest], "left_out": left_out}
+        answer = yield from format_json({"Status": "OK", **told})
         handler.reply(200, answer, more=PAGE_HEADERS)
 
     def _export(self, handler: CertRequestHandler, query: Mapping[str, str]) -> Generator[None, None, None]:

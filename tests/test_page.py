@@ -14,7 +14,8 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Generator, List, Optional
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, Generator, List, Optional, cast
 
 import pytest
 
@@ -519,6 +520,32 @@ def test_the_details_tell_the_whole_history_of_a_certificate(server: StartServer
     assert answer["history"][4]["who"].endswith(" (page)")
     assert answer["row"]["Status"] == "Void"
     assert page.ask("certificate", {"product_key": WIFI, "device_name": "nobody"})[0] == 409
+
+
+def test_a_history_of_very_many_events_tells_the_first_the_latest_and_all_that_a_person_did(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "FIRST_SHOWN", 3)
+    monkeypatch.setattr(certtool, "LATEST_SHOWN", 4)
+    server = inside(1)
+    service = server.server.service
+    name = service.request(PRODUCT, "a device", "station", 1).certificate.credential.device_name
+    for moment in range(2, 500):
+        service.report(PRODUCT, "a device", 1 + moment % 2, "station", moment)
+        if moment == 250:
+            service.operate(certtool.RELEASE, name, PRODUCT, "scrap", "a person", True, moment)
+            service.request(PRODUCT, "a device", "station", moment)
+    service.commit()
+    page = certtool.Page(server.server, "who")
+    answers: List[bytes] = []
+    handler = cast("certtool.CertRequestHandler", SimpleNamespace(reply=lambda _, body, **__: answers.append(body)))
+    steps = sum(1 for _ in page._certificate(handler, name, PRODUCT))
+    answer = json.loads(answers[0])
+    kinds = [event["kind"] for event in answer["history"]]
+    assert kinds == ["import", "allocate", "written", "release", "written", "failed", "written", "failed"]
+    assert answer["left_out"] == 502 - len(kinds)
+    assert answer["history"][-1]["time"] == certtool.format_time(499)
+    assert steps > 500 / certtool.RECOVERY_SLICE, "nor is the line held up by all of them at once"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no file in use")

@@ -809,6 +809,20 @@ def test_a_scan_replaces_the_last_one_and_nothing_that_is_half_typed(server: Sta
     assert page.input_value("#text") == "device-3"
 
 
+def test_a_history_that_is_not_shown_whole_says_so(server: StartServer, visit: Open) -> None:
+    running = server("--import", SAMPLE)
+    product = "a1SampleWf0"
+    running.request(product, "device-1")
+    for number in range(certtool.FIRST_SHOWN + certtool.LATEST_SHOWN):
+        running.report(product, "device-1", 1 + number % 2)
+    page = visit(running)
+    page.click("text=Device Query")
+    until(page, "document.activeElement.id === 'text'")
+    scan(page, "device-1")
+    page.wait_for_selector("#details:not([hidden])")
+    assert "2 requests and reports of devices in between are not shown here." in page.inner_text("#details")
+
+
 def test_a_scan_goes_into_its_box_after_a_reload_and_a_click_on_the_same_view(server: StartServer, visit: Open) -> None:
     page = visit(server("--import", SAMPLE))
     address = page.url + "#query"
