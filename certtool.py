@@ -4297,6 +4297,8 @@ class CertServer(http.server.HTTPServer):
             error = CertToolError("Something unexpected happened here; the server's screen says where.")
         self.jobs.remove(job)
         if not handler:
+            if isinstance(error, StoreUnavailable):
+                self.notify(str(error))
             return
         handler.waiting = False
         if error and handler.streaming:

@@ -558,6 +558,21 @@ def test_a_history_that_cannot_be_read_is_no_defect_to_report(server: StartServe
     assert page.ask("certificate", fields) == (503, {"Status": "StoreUnavailable", "Message": told})
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no file in use")
+def test_a_start_that_cannot_look_back_tells_why_the_shift_begins_with_it(inside: Callable[..., Inside]) -> None:
+    server = inside(1)
+    server.server.service.request(PRODUCT, "before the start", "station", certtool._now())
+    server.server.service.commit()
+    elsewhere = server.journal.with_name("elsewhere.csv")
+    server.journal.rename(elsewhere)  # as where another program holds it for a moment
+    certtool.Page(server.server, "who")
+    server.turn()
+    elsewhere.rename(server.journal)
+    told = "journal.csv cannot be read (No such file or directory): check the store's disk."
+    assert server.notices[-1:] == [told]
+    assert not server.server.jobs
+
+
 def test_the_details_of_a_certificate_tell_nothing_of_one_that_another_product_has_by_that_name(
     server: StartServer,
 ) -> None:
