@@ -3457,6 +3457,7 @@ ACCEPTS = 256  # connections accepted in one turn
 EXPIRES = 500  # connections that are refused or closed in one turn as late, and as many for what they hold
 GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
 TURN_SECONDS = 0.05  # that a turn gives to each of its queues; what is left goes on in the next one, peer by peer
+MAX_GETS = 10  # that a turn takes from each of its queues: to send the page takes longer than to make it, up to 0.4 ms
 USUAL_HEADS = 256  # request heads that are kept, so that they need not be read again
 GATHER_ROUNDS = 30  # of such looks in a turn
 MANAGEMENT = "/certtool/"
@@ -3732,6 +3733,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Show a browser the site."""
+        self.server.gets += 1
         self.server.site.get(self)
 
     def reply(
@@ -3924,6 +3926,7 @@ class CertServer(http.server.HTTPServer):
         self.replies: List[Reply] = []
         self.turn_events: List[RequestEvent] = []
         self.again: Deque[CertRequestHandler] = deque()
+        self.gets = 0  # so far
         self.usual_heads: Dict[bytes, Head] = {}
         self._ready: Deque[Ready] = deque()  # what the selector has named
         self._fresh: Deque[CertRequestHandler] = deque()  # accepted in this turn, and not known to the selector
@@ -4020,13 +4023,13 @@ class CertServer(http.server.HTTPServer):
         ready = self._selector.select(0 if busy else poll_interval)
         self._ready = _peer_by_peer([*self._ready, *ready]) if self._ready else deque(ready)
         self.now, self.wall = time.monotonic(), _now()
-        for handler in _in_time(self.again):
+        for handler in self._in_time(self.again):
             handler.run()
             if handler.open and not handler.closing:
                 handler.watch()
         for _ in range(GATHER_ROUNDS):
             found = bool(self._ready)
-            for key, events in _in_time(self._ready):
+            for key, events in self._in_time(self._ready):
                 key.data(events)
             self._look_at_fresh()
             if self._ready or not (found or self._fresh) or time.monotonic() > self.now + GATHER_SECONDS:
@@ -4050,6 +4053,14 @@ class CertServer(http.server.HTTPServer):
                 handler.expire()
             self._finish_turn()
 
+    def _in_time(self, queue: Deque[Any]) -> Iterator[Any]:
+        """Take out what is in the queue now, in its order, one at least, until TURN_SECONDS or MAX_GETS are over."""
+        end, gets = time.monotonic() + TURN_SECONDS, self.gets + MAX_GETS
+        for _ in range(len(queue)):
+            yield queue.popleft()
+            if time.monotonic() > end or self.gets >= gets:
+                return
+
     def _free_memory(self) -> None:
         """Let long half requests and untaken replies go while all that is held is more than a line ever needs."""
         held = [(handler.holds(), handler) for handler in self.connections]
@@ -4062,7 +4073,7 @@ class CertServer(http.server.HTTPServer):
 
     def _look_at_fresh(self) -> None:
         """Take what new connections have sent: mostly all that they ever will, before the selector need know them."""
-        for handler in _in_time(self._fresh):
+        for handler in self._in_time(self._fresh):
             if handler.open:
                 handler.feed()
             if handler.open and not handler.closing:
@@ -4316,15 +4327,6 @@ def _peer_by_peer(ready: Iterable[Ready]) -> Deque[Ready]:
         peers.setdefault(getattr(handler, "station", ""), {})[key.fd] = key, events
     turns = [(turn, one) for peer in peers.values() for turn, one in enumerate(peer.values())]
     return deque(one for _, one in sorted(turns, key=operator.itemgetter(0)))
-
-
-def _in_time(queue: Deque[Any]) -> Iterator[Any]:
-    """Take out what is in the queue now, in its order, one at least, until TURN_SECONDS are over."""
-    end = time.monotonic() + TURN_SECONDS
-    for _ in range(len(queue)):
-        yield queue.popleft()
-        if time.monotonic() > end:
-            return
 
 
 def _most_connections() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import errno
 import hashlib
@@ -546,6 +547,34 @@ def test_a_history_of_very_many_events_tells_the_first_the_latest_and_all_that_a
     assert answer["left_out"] == 502 - len(kinds)
     assert answer["history"][-1]["time"] == certtool.format_time(499)
     assert steps > 500 / certtool.RECOVERY_SLICE, "nor is the line held up by all of them at once"
+
+
+def test_hundreds_that_ask_for_the_page_at_once_get_it_a_part_in_each_turn_and_a_device_waits_for_none(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certtool, "MAX_GETS", 2)
+    monkeypatch.setattr(certtool, "TURN_SECONDS", 100.0)
+    monkeypatch.setattr(certtool, "GATHER_SECONDS", 100.0)
+    server = inside(1)
+    certtool.Page(server.server, "who")
+    port = server.server.server_port
+    get = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with contextlib.ExitStack() as clients:
+        for _ in range(60):
+            clients.enter_context(server.connect())
+        server.turn()
+        hostile = list(server.server.connections)
+        device = clients.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)))
+        device.setblocking(False)
+        server.turn()
+        for handler in hostile:
+            handler.buffer = get * 5
+            handler.more = True
+            server.server.again.append(handler)
+        device.send(ask("a device"))
+        server.server.turn(0)
+        assert server.server.gets <= 3 * certtool.MAX_GETS
+        assert device.recv(1000)[:12] == b"HTTP/1.1 200", "a device is not behind them"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no file in use")
