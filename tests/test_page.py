@@ -557,15 +557,13 @@ def test_hundreds_that_ask_for_the_page_at_once_get_it_a_part_in_each_turn_and_a
     monkeypatch.setattr(certtool, "GATHER_SECONDS", 100.0)
     server = inside(1)
     certtool.Page(server.server, "who")
-    port = server.server.server_port
     get = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with contextlib.ExitStack() as clients:
         for _ in range(60):
             clients.enter_context(server.connect())
         server.turn()
         hostile = list(server.server.connections)
-        device = clients.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)))
-        device.setblocking(False)
+        device = clients.enter_context(server.connect())
         server.turn()
         for handler in hostile:
             handler.buffer = get * 5
