@@ -3457,6 +3457,7 @@ ACCEPTS = 256  # connections accepted in one turn
 EXPIRES = 500  # connections that are refused or closed in one turn as late, and as many for what they hold
 GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
 TURN_SECONDS = 0.05  # that a turn gives to each of its queues; what is left goes on in the next one, peer by peer
+AGAIN_SECONDS = 0.01  # to those that sent more at once than MAX_PIPELINED: a device does not
 MAX_GETS = 10  # that a turn takes from each of its queues: to send the page takes longer than to make it, up to 0.4 ms
 USUAL_HEADS = 256  # request heads that are kept, so that they need not be read again
 GATHER_ROUNDS = 30  # of such looks in a turn
@@ -4023,13 +4024,13 @@ class CertServer(http.server.HTTPServer):
         ready = self._selector.select(0 if busy else poll_interval)
         self._ready = _peer_by_peer([*self._ready, *ready]) if self._ready else deque(ready)
         self.now, self.wall = time.monotonic(), _now()
-        for handler in self._in_time(self.again):
+        for handler in self._in_time(self.again, AGAIN_SECONDS):
             handler.run()
             if handler.open and not handler.closing:
                 handler.watch()
         for _ in range(GATHER_ROUNDS):
             found = bool(self._ready)
-            for key, events in self._in_time(self._ready):
+            for key, events in self._in_time(self._ready, TURN_SECONDS):
                 key.data(events)
             self._look_at_fresh()
             if self._ready or not (found or self._fresh) or time.monotonic() > self.now + GATHER_SECONDS:
@@ -4053,9 +4054,9 @@ class CertServer(http.server.HTTPServer):
                 handler.expire()
             self._finish_turn()
 
-    def _in_time(self, queue: Deque[Any]) -> Iterator[Any]:
-        """Take out what is in the queue now, in its order, one at least, until TURN_SECONDS or MAX_GETS are over."""
-        end, gets = time.monotonic() + TURN_SECONDS, self.gets + MAX_GETS
+    def _in_time(self, queue: Deque[Any], seconds: float) -> Iterator[Any]:
+        """Take out what is in the queue now, in its order, one at least, until the time or MAX_GETS are over."""
+        end, gets = time.monotonic() + seconds, self.gets + MAX_GETS
         for _ in range(len(queue)):
             yield queue.popleft()
             if time.monotonic() > end or self.gets >= gets:
@@ -4073,7 +4074,7 @@ class CertServer(http.server.HTTPServer):
 
     def _look_at_fresh(self) -> None:
         """Take what new connections have sent: mostly all that they ever will, before the selector need know them."""
-        for handler in self._in_time(self._fresh):
+        for handler in self._in_time(self._fresh, TURN_SECONDS):
             if handler.open:
                 handler.feed()
             if handler.open and not handler.closing:

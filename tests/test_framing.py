@@ -525,6 +525,23 @@ def test_what_a_turn_has_no_time_for_comes_first_in_the_next_one(
             assert len(waiting) == before - 1, "one more, although others have asked again"
 
 
+def test_those_that_sent_very_many_requests_at_once_take_a_small_part_of_a_turn(
+    inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = inside()
+    with contextlib.ExitStack() as crowd:
+        clients = connected(server, crowd, 4)
+        monkeypatch.setattr(certtool, "MAX_PIPELINED", 1)
+        monkeypatch.setattr(certtool, "TURN_SECONDS", 100.0)
+        monkeypatch.setattr(certtool, "AGAIN_SECONDS", -1.0, raising=False)
+        for client in clients:
+            client.send(ask("x") * 9)
+        server.turn(1)
+        before = len(server.events)
+        server.turn(1)
+        assert len(server.events) == before + 1
+
+
 def test_a_station_does_not_wait_for_all_connections_of_another_peer(
     inside: Callable[..., Inside], monkeypatch: pytest.MonkeyPatch
 ) -> None:
