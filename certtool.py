@@ -1886,10 +1886,13 @@ class ImportWriter:
         self.imported = ImportFile(os.path.join(folder, self.name), first)
         self._digest = hashlib.sha256(IMPORT_HEADER)
         self._rows = 0
-        self._descriptor = _open(self.imported.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._descriptor = -1
         try:
+            self._descriptor = _open(self.imported.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             _write_all(self._descriptor, IMPORT_HEADER)
-        except OSError:
+        except FileExistsError:  # not ours
+            raise
+        except BaseException:  # Ctrl-C too, in the moment in which the file is made
             self.discard()
             raise
 
@@ -2776,9 +2779,9 @@ class _Import:
     It takes one for the other once in four billion times, and is half as large as one that would never do so.
     """
 
-    def __init__(self, staged: Staged, writer: Optional[ImportWriter]) -> None:
+    def __init__(self, staged: Staged) -> None:
         self.staged = staged
-        self.writer = writer
+        self.writer: Optional[ImportWriter] = None
         self.hashes = array("I")
         self.detail: Dict[str, Any] = {}
 
@@ -3022,8 +3025,10 @@ class Service:
                 return
             first = len(self.state.names) + sum(len(new.staged.names) for new in imports)
             batch = options.batch or os.path.splitext(upload.name)[0]
-            new = _Import(Staged(first, batch), None if options.dry_run else self.store.new_import(upload.name, first))
+            new = _Import(Staged(first, batch))
             imports.append(new)
+            if not options.dry_run:
+                new.writer = self.store.new_import(upload.name, first)
             before = report.read, report.rejected
             taken = self.taken
             for block in file.blocks():

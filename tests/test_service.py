@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import errno
+import os
 import re
 import sys
 from pathlib import Path
@@ -266,6 +267,36 @@ def test_a_file_whose_product_keys_are_another_column_is_refused_before_the_page
         assert report.errors == [{"file": "swapped.csv", "line": 1, "message": told}]
         assert snapshot(line.state) == before
     assert import_files(line.service, upload(swapped[:1000])).imported == 1000
+
+
+@pytest.mark.parametrize("moment", ["_open", "_write_all"])
+def test_an_interrupt_in_the_moment_in_which_the_file_of_an_import_is_made_leaves_none(
+    moment: str, line: Opened, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, action = sorted((store / "imports").iterdir()), getattr(certtool, moment)
+
+    def interrupted(*args: Any) -> None:
+        done = action(*args)
+        if done is not None:
+            os.close(done)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(certtool, moment, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            import_files(line.service, upload([NEW]))
+    assert sorted((store / "imports").iterdir()) == before
+    assert import_files(line.service, upload([NEW])).imported == 1
+
+
+def test_a_file_that_another_program_has_put_in_the_place_of_a_new_import_is_left_there(
+    line: Opened, store: Path
+) -> None:
+    there = store / "imports" / f"000002-{Path(upload([NEW]).name).stem}.csv"
+    there.write_text("mine")
+    with pytest.raises(StoreUnavailable, match="An import file could not be made"):
+        import_files(line.service, upload([NEW]))
+    assert there.read_text() == "mine"
 
 
 @pytest.mark.parametrize("bad", [[], [BAD]])
