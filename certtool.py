@@ -3461,11 +3461,11 @@ RECEIVE = 64 * 1024  # bytes read from a connection in one turn
 ACCEPTS = 256  # connections accepted in one turn
 EXPIRES = 500  # connections that are refused or closed in one turn as late, and as many for what they hold
 GATHER_SECONDS = 0.003  # for which a turn looks again: what came meanwhile shares its commit
+GATHER_ROUNDS = 30  # of such looks in a turn
 TURN_SECONDS = 0.05  # that a turn gives to each of its queues; what is left goes on in the next one, peer by peer
 AGAIN_SECONDS = 0.01  # to those that sent more at once than MAX_PIPELINED: a device does not
 MAX_GETS = 10  # that a turn takes from each of its queues: to send the page takes longer than to make it, up to 0.4 ms
 USUAL_HEADS = 256  # request heads that are kept, so that they need not be read again
-GATHER_ROUNDS = 30  # of such looks in a turn
 MANAGEMENT = "/certtool/"
 TOO_LONG_UPLOAD = "A running server takes files of 256 MiB at most: stop it and import then."
 LOOPBACK_HOSTS = re.compile(r"(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
@@ -3503,7 +3503,7 @@ class RequestEvent(NamedTuple):
 class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     """One connection. `feed` takes what has arrived; `do_POST` and `do_GET` run over a whole request, never a part.
 
-    The base class reads and writes blocking streams; this one keeps its vocabulary (`command`, `path`, `do_...`)
+    The base class reads and writes blocking streams; this one keeps its vocabulary (`path`, `do_...`)
     and leaves the streams to the loop.
     """
 
@@ -3564,7 +3564,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.close()
         elif self.idle and not self.buffer:
             self.closing = True
-            self._queue(b"", False, False)  # close behind what this turn still answers
+            self._queue(b"", False)  # close behind what this turn still answers
         else:
             self.refuse(BadRequest("The connection ended in the middle of a request."))
         if self.open:
@@ -3678,13 +3678,13 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         if head.length > limit:
             raise BadRequest(too_long, 413)
         if "expect" in head.headers and there < head.length:
-            self._queue(b"HTTP/1.1 100 Continue\r\n\r\n", False, True)
+            self._queue(b"HTTP/1.1 100 Continue\r\n\r\n", True)
 
     def _dispatch(self, head: Head) -> None:
         """Run a whole request. The one boundary: whatever goes wrong, it is answered, and the line goes on."""
         self.idle = True
         self.request_head = head
-        self.command, self.path, self.keep_alive = head.method, head.path, head.keep_alive
+        self.path, self.keep_alive = head.path, head.keep_alive
         if not self.unsent:
             self.deadline = self.server.now + IDLE_SECONDS
         try:
@@ -3757,16 +3757,16 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.due += 1
         self.server.replies.append((self, data, recorded, self.keep_alive))
 
-    def _queue(self, data: bytes, recorded: bool, keep_alive: bool) -> None:
+    def _queue(self, data: bytes, keep_alive: bool) -> None:
         self.due += 1
-        self.server.replies.append((self, data, recorded, keep_alive))
+        self.server.replies.append((self, data, False, keep_alive))
 
     def stream(self, data: bytes, last: bool = False) -> None:
         """Queue a part of an answer that a job sends in parts; the `last` one ends it."""
         self.streaming = not last
         if last and not self.keep_alive:
             self.closing = True
-        self._queue(data, False, self.keep_alive or not last)
+        self._queue(data, self.keep_alive or not last)
 
     def refuse(self, error: CertToolError) -> None:
         """Answer an error after which the connection cannot be trusted, or need not go on."""
