@@ -3699,8 +3699,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         except CertToolError as error:
             self.refuse(error)
         except Exception as error:
-            self.server.unexpected(error)
-            self.refuse(CertToolError("Something unexpected happened here; the server's screen says where."))
+            self.refuse(self.server.unexpected(error))
         self.body, self.request_head = b"", NO_HEAD
 
     def _manages(self, head: Head) -> bool:
@@ -4200,13 +4199,13 @@ class CertServer(http.server.HTTPServer):
             if len(self._allowed) > MAX_CONNECTIONS:
                 self._allowed.clear()
             address = ipaddress.ip_address(station.partition("%")[0])
-            mapped = getattr(address, "ipv4_mapped", None) or address
-            self._allowed[station] = any(mapped in network for network in self.networks)
+            self._allowed[station] = any(address in network for network in self.networks)
         return self._allowed[station]
 
-    def unexpected(self, error: Exception) -> None:
-        """Say on the console where a defect showed; its message may hold a secret, so only its type is told."""
+    def unexpected(self, error: Exception) -> CertToolError:
+        """Say on the console where a defect showed, and return what to answer; its message may hold a secret."""
         self.notify(f"Please report: {where_raised(error)}")
+        return CertToolError("Something unexpected happened here; the server's screen says where.")
 
     # -- management ----------------------------------------------------------------------------------------------------
 
@@ -4310,8 +4309,7 @@ class CertServer(http.server.HTTPServer):
         except CertToolError as failure:
             error = failure
         except Exception as failure:
-            self.unexpected(failure)
-            error = CertToolError("Something unexpected happened here; the server's screen says where.")
+            error = self.unexpected(failure)
         self.jobs.remove(job)
         if not handler:
             if isinstance(error, StoreUnavailable):
@@ -5553,9 +5551,8 @@ class Page(Site):
             self.server.start_job("certificate", self._certificate(handler, name, key), handler)
         elif operation == "reveal":
             found = self.server.service.reveal(name, key, self.who, _now())
-            handler.reply(
-                200, json.dumps({"Status": "OK", "Secrets": found}).encode(), recorded=True, more=PAGE_HEADERS
-            )
+            answer = json.dumps({"Status": "OK", "Secrets": found}).encode()
+            handler.reply(200, answer, recorded=True, more=PAGE_HEADERS)
         else:
             super().post(handler, operation)
 
@@ -6450,7 +6447,7 @@ def _lan_addresses() -> List[str]:
     return [address for address in found if not is_loopback(address)]
 
 
-# -- import, release, void ---------------------------------------------------------------------------------------------
+# -- import, release, void, accept-restore -----------------------------------------------------------------------------
 
 
 def run_import(options: argparse.Namespace) -> int:
