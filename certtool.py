@@ -4432,7 +4432,6 @@ h2 { font-size: 15px; margin: 0 0 12px; }
 .tile p, .label { margin: 0; color: var(--soft); font-size: 13px; font-weight: 600; }
 .big { font-size: 34px; line-height: 1.15; font-weight: 650; letter-spacing: -.02em;
   font-variant-numeric: tabular-nums; }
-.big small { font-size: 17px; font-weight: 600; letter-spacing: 0; color: var(--soft); }
 #banners { border-radius: 10px; overflow: hidden; margin: 0 0 16px; } #banners:empty { display: none; }
 .banner { padding: 10px 18px; margin: 0; font-weight: 600; font-size: 17px; background: var(--bad-back);
   color: var(--bad); border-left: 8px solid currentColor; overflow-wrap: anywhere; }
@@ -4441,7 +4440,7 @@ h2 { font-size: 15px; margin: 0 0 12px; }
 .note, .fail { overflow-wrap: anywhere; }
 .done { color: var(--good); font-weight: 600; }
 .row { display: flex; gap: 12px; align-items: baseline; justify-content: space-between; flex-wrap: wrap; }
-.key, td.mono, dd, .mono { font-family: Consolas, "SF Mono", "Liberation Mono", monospace; overflow-wrap: anywhere; }
+.key, dd, .mono { font-family: Consolas, "SF Mono", "Liberation Mono", monospace; overflow-wrap: anywhere; }
 .key { font-size: 17px; font-weight: 700; }
 .product + .product { border-top: 1px solid var(--line); margin-top: 18px; padding-top: 16px; }
 .left { font-size: 26px; font-weight: 650; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
@@ -4513,7 +4512,7 @@ dialog::backdrop { background: rgb(0 0 0 / 55%); } dialog h2 { font-size: 19px; 
   .brand { flex: 1; } nav { order: 3; flex-basis: 100%; gap: 0; }
   nav a { flex: 1; justify-content: center; padding: 0 4px; } .tools button { padding: 4px 10px; }
   .grid { gap: 12px; } .tile { padding: 10px 14px 12px; } .card { padding: 14px; } .big { font-size: 27px; }
-  .fields, .filters { grid-template-columns: 1fr 1fr; } .wide { display: none; } th, td { padding-right: 8px; }
+  .filters { grid-template-columns: 1fr 1fr; } .wide { display: none; } th, td { padding-right: 8px; }
   svg text { font-size: 17px; }
 }
 @media print {
@@ -4544,9 +4543,7 @@ PAGE_BODY = r"""
     <h1 data-text="line"></h1>
     <div class="grid tiles" id="tiles"></div>
     <div class="grid columns">
-      <div class="grid">
-        <div class="card"><h2 data-text="stock"></h2><div id="products"></div></div>
-      </div>
+      <div class="card"><h2 data-text="stock"></h2><div id="products"></div></div>
       <div class="grid">
         <div class="card"><h2 data-text="hours"></h2><div id="chart"></div></div>
         <div class="card"><h2 data-text="stations"></h2><div id="stations"></div></div>
@@ -4710,8 +4707,6 @@ const SENTENCES = [
   [/^It is not allocated.*/, "它尚未分配，没有可释放的。"],
   [/^It is void, and.*/, "它已作废，作废的证书不会再分配。"],
   [/^It is Written, so its secret is in a device.*/, "它已烧录，密钥在设备中：仅当设备已报废时，勾选后释放。"],
-  [/^(.+) is (\w+) already: nothing changed\.$/, "$1 的状态已经是 {$2}，没有变化。"],
-  [/^(.+) was (\w+) and is (\w+) now\.$/, "$1 的状态由 {$2} 变为 {$3}。"],
   [/^Imported ([\d,]+) of ([\d,]+) rows(?: as batch (.*))?\.$/, "已导入 $1 行（共 $2 行），批次 $3。"],
   [/^Only (\d+) certificates of product (.+) are left.*/, "产品 $2 只剩 $1 个证书：请添加。"],
   [/^No certificate of product (.+) is left.*/, "产品 $1 已没有证书：请立即添加。"],
@@ -4754,13 +4749,11 @@ function say(sentence) {  // one of the server's, whose options are fields here
   sentence = sentence.replace(" (or --product-key)", t("orField"));
   sentence = sentence.replace("release it with --force", "tick to release it");
   if (!zh()) return sentence;
-  for (const [pattern, text] of SENTENCES)
-    if (pattern.test(sentence))
-      return sentence.replace(pattern, text).replace(/\{(\w+)\}/g, (all, it) => (STATUSES.includes(it) ? t(it) : all));
-  return sentence;
+  const known = SENTENCES.find(([pattern]) => pattern.test(sentence));
+  return known ? sentence.replace(...known) : sentence;
 }
 function h(tag, properties, ...children) {  // text only ever becomes a text node
-  const svg = ["svg", "g", "rect", "text", "line", "path", "title"].includes(tag);
+  const svg = ["svg", "rect", "text", "line"].includes(tag);
   const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(properties || {})) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
