@@ -4755,12 +4755,12 @@ function say(sentence) {  // one of the server's, whose options are fields here
 function h(tag, properties, ...children) {  // text only ever becomes a text node
   const svg = ["svg", "rect", "text", "line"].includes(tag);
   const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(properties || {})) {
+  for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "grow") element.style.flex = `${value} 0 0`;
-    else if (value !== false && value !== undefined) element.setAttribute(name, value);
+    else if (value !== false) element.setAttribute(name, value);
   }
-  element.append(...children.filter((child) => child !== null && child !== false));
+  element.append(...children.filter(Boolean));
   return element;
 }
 const number = (value) => new Intl.NumberFormat(zh() ? "zh-CN" : "en-US").format(value);
@@ -4781,13 +4781,12 @@ function redraw(id, data, draw) {  // only where something changed: a selected t
   const key = JSON.stringify([zh(), data]);
   if (shown[id] !== key) { shown[id] = key; $(id).replaceChildren(...draw(data)); }
 }
-function table(heads, rows, numbers = []) {
-  const wide = (place) => (rows[0] && rows[0][place].className || "").includes("wide");
-  const side = (place) => [numbers.includes(place) && "number", wide(place) && "wide"].filter(Boolean).join(" ");
+function table(heads, rows) {  // of cells, or texts; a head stands and goes with the cells below it
+  const lines = rows.map((row) => h("tr", {}, ...row.map((each) => (each.tagName === "TD" ? each : cell("", each)))));
+  const has = (kind, place) => lines.length && lines[0].cells[place].classList.contains(kind);
+  const side = (place) => ["number", "wide"].filter((kind) => has(kind, place)).join(" ");
   const top = heads.map((head, place) => h("th", { class: side(place), scope: "col" }, TEXT[head] ? t(head) : head));
-  const one = (each, place) => (each.tagName === "TD" ? each : cell(side(place), each));
-  const line = (cells) => h("tr", {}, ...cells.map(one));
-  return h("table", {}, h("thead", {}, h("tr", {}, ...top)), h("tbody", {}, ...rows.map(line)));
+  return h("table", {}, h("thead", {}, h("tr", {}, ...top)), h("tbody", {}, ...lines));
 }
 const cell = (kind, ...children) => h("td", { class: kind }, ...children);
 const note = (text) => h("p", { class: "note" }, text);
@@ -4877,7 +4876,7 @@ function drawProducts([products, stocks]) {
     return h("div", { class: product.low ? "product low" : "product" },
       h("div", { class: "row" }, h("span", { class: "key" }, product.key),
         h("span", { class: "left" }, number(product.left), h("small", {}, " " + t("left")))),
-      product.hours_left ? h("p", { class: "label" }, t("runsOutIn", duration(product.hours_left))) : null,
+      product.hours_left && h("p", { class: "label" }, t("runsOutIn", duration(product.hours_left))),
       ...list.map((stock) => h("div", { class: "batch" },
         h("div", { class: "mono" }, stock.batch), bar(stock.counts), counts(stock.counts))),
       own.length > list.length &&
@@ -4905,7 +4904,7 @@ function drawStations(stations) {
   if (!stations.length) return [note(t("noStations"))];
   return [table(["station", "last", "Allocated", "Written", "Failed", "refusals"],
     stations.map(([name, seen, taken, ...values]) => [cell("mono", name), cell("time", clock(seen)),
-      cell("number wide", number(taken)), ...values.map(number)]), [2, 3, 4, 5])];
+      cell("number wide", number(taken)), ...values.map((value) => cell("number", number(value)))]))];
 }
 function result(text) {
   if (text.startsWith("refused: ")) return t("refused", say(text.slice(9)));
@@ -4934,21 +4933,17 @@ function report(draw) {  // which is kept, to say it again in the other language
 async function choose(chosen) {
   if (!chosen) return;
   const { batch } = $("form").elements, name = chosen.name.replace(/\.[^.]*$/, ""), turn = ++choices;
-  try {
-    const bytes = new Uint8Array(await chosen.arrayBuffer());
-    if (turn !== choices) return;  // another was chosen, and is read already
-    file = { name: chosen.name, bytes };
-  } catch {
-    if (turn !== choices) return;
+  const bytes = await chosen.arrayBuffer().catch(() => null);
+  if (turn !== choices) return;  // another was chosen, and is read already
+  file = bytes && { name: chosen.name, bytes: new Uint8Array(bytes) };
+  drawChosen();
+  if (!file) {
     ++checked;
-    file = null;
-    drawChosen();
     report(() => plain(fail(t("changed"))));
     return;
   }
   if (!batch.value || batch.value === named) batch.value = name;  // what was typed stays
   named = name;
-  drawChosen();
   check();
 }
 function drawChosen() { $("chosen").textContent = file ? file.name : t("choose"); }
@@ -5010,7 +5005,7 @@ function describe(answer, added) {  // what is in a file, or what became of the 
   if (!preview) parts.push(note(`${t("file")}: ${added}`));
   if (answer.ignored.length) parts.push(note(t("ignored", answer.ignored.join(", "))));
   if (answer.errors.length) {
-    const rows = h("tbody");
+    const rows = h("tbody", {});
     let place = 0;
     const grow = () => {
       for (const error of answer.errors.slice(place, place + MORE))
@@ -5047,13 +5042,9 @@ function drawFilters() {
   const unique = (name) => [...new Set(snapshot.stocks.map((stock) => stock[name]))];
   const choices = { productFilter: unique("product"), batchFilter: unique("batch"), statusFilter: STATUSES };
   for (const [id, values] of Object.entries(choices)) {
-    const key = JSON.stringify([zh(), values]);
-    if (shown[id] === key) continue;
-    shown[id] = key;
-    const before = $(id).value;
-    $(id).replaceChildren(h("option", { value: "" }, t("all")),
-      ...values.map((value) => h("option", { value }, id === "statusFilter" ? t(value) : value)));
-    $(id).value = before;
+    const option = (value, text) => h("option", { value, selected: value === $(id).value }, text);
+    redraw(id, values, () => [option("", t("all")),
+      ...values.map((value) => option(value, id === "statusFilter" ? t(value) : value))]);
   }
 }
 async function list(wanted = starts) {
