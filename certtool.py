@@ -690,9 +690,7 @@ class State:
 
     def record(self, number: int) -> Record:
         """Return what is known of the certificate `number`."""
-        if number >= len(self._device):
-            return NEVER_MOVED[self._status[number]]
-        device_id = self._device[number]
+        device_id = self._device[number] if number < len(self._device) else ""
         if not device_id and number not in self._rerequests:
             return NEVER_MOVED[self._status[number]]
         return Record(
@@ -736,13 +734,12 @@ class State:
             raise UnknownProduct("No certificate of this ProductKey was ever imported: check it, or import its file.")
         if command.device_name:
             number = product.names[command.device_name]
+        elif command.device_id in product.devices:
+            number = product.devices[command.device_id]
+        elif command.verb == REQUEST:
+            number = self._next_free(product)
         else:
-            held = product.devices.get(command.device_id)
-            if held is None:
-                if command.verb != REQUEST:
-                    raise _fresh(_NO_DEVICE)
-                held = self._next_free(product)
-            number = held
+            raise _fresh(_NO_DEVICE)
         kind = TABLE[self._status[number]][command.verb]
         if isinstance(kind, CertToolError):
             raise _fresh(kind)
@@ -940,17 +937,15 @@ class State:
             self.names = staged.names  # a first, large import needs no second list
         self._status.extend(bytes(len(staged.names)))
         for key, new in staged.products.items():
-            product = self.products.get(key)
-            if product is None:
-                self.products[key] = new
-            else:
+            product = self.products.setdefault(key, new)
+            if product is not new:
                 product.names.update(new.names)
                 product.devices.update(new.devices)
                 product.put(new.pool)
                 product.bound += new.bound
                 product.counts[UNALLOCATED] += new.counts[UNALLOCATED]
-            self.products[key].low = low_stock_limit(self.products[key].total)
-            self.products[key].restart()
+            product.low = low_stock_limit(product.total)
+            product.restart()
             if new.devices:
                 self._grow(max(new.devices.values()))
             for device_id, number in new.devices.items():
