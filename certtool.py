@@ -1013,6 +1013,7 @@ _MANGLED = re.compile(
 _MANGLED_SIGNS = ("E+", "E-", "e+", "e-", "#")  # one of them is in each
 _MANGLED_POINT = re.compile(r"\.\d+E\d")  # or this
 _MANGLED_CELL = re.compile(rf"(?<![^,;\t\n])(?:{_MANGLED.pattern})(?![^,;\t\r\n])")  # somewhere in plain lines
+_COLUMN_KEYS = {column.lower() for column in COLUMNS}  # a name is compared without its case, spaces, `_` and `-`
 _LINE_END = "\r\n"
 
 
@@ -1072,11 +1073,10 @@ class IdentityFile:
             raise BadFile("The file is empty: export it again.")
         if "\0" in header:  # UTF-16 without BOM
             raise BadFile(NO_ENCODING, start)
-        self._separator, names = _sniff_separator(header)
+        self._separator, names, keys = _sniff_separator(header)
         self._width = len(names)
         if self._width > MAX_COLUMNS:
             raise BadFile(f"The first line names more than {MAX_COLUMNS:,} columns: export the file again.", start)
-        keys = [re.sub(r"[\s_-]", "", name).lower() for name in names]
         places: List[int] = []  # for each of COLUMNS the index of its cell; behind a row's cells stand the fixed ones
         self._fixed: List[str] = []
         missing = []
@@ -1094,8 +1094,7 @@ class IdentityFile:
             raise BadFile(UNMATCHED, start)
         if missing:
             raise BadFile(f"The first line must name the columns; there is none for {', '.join(missing)}.", start)
-        known = {column.lower() for column in COLUMNS}
-        unused = (name.strip() or "(no name)" for name, key in zip(names, keys) if key not in known)
+        unused = (name.strip() or "(no name)" for name, key in zip(names, keys) if key not in _COLUMN_KEYS)
         self.ignored = [name for name in unused if len(name) <= COLUMN_NAME_LENGTH][:UNUSED_NAMED]
         self._pick = operator.itemgetter(*places)
         self._plain = self._plain_pattern(places)
@@ -1189,11 +1188,9 @@ class IdentityFile:
         record = text + "".join(line for _, line in taken)
         if '"' not in record:
             return record.rstrip(_LINE_END).split(self._separator)
-        try:
-            if quotes % 2 == 0:
+        if quotes % 2 == 0:
+            with contextlib.suppress(csv.Error):
                 return next(csv.reader([record], delimiter=self._separator, strict=True))
-        except (csv.Error, StopIteration):
-            pass
         self._pending.extendleft(reversed(taken))
         return UNMATCHED
 
@@ -1258,19 +1255,19 @@ def _undecodable_line(data: BinaryIO, encoding: str) -> Generator[None, None, in
     return line
 
 
-def _sniff_separator(header: str) -> Tuple[str, List[str]]:
-    """Return the separator that shows the most known columns, and the names of the columns."""
-    known = {column.lower() for column in COLUMNS}
-    best: Tuple[int, str, List[str]] = (-1, ",", [])
+def _sniff_separator(header: str) -> Tuple[str, List[str], List[str]]:
+    """Return the separator that shows the most known columns, the names of the columns, and the key of each."""
+    best: Tuple[int, str, List[str], List[str]] = (-1, ",", [], [])
     for separator in SEPARATORS:
         try:
-            names = next(csv.reader([header], delimiter=separator, strict=True), [])
+            names = next(csv.reader([header], delimiter=separator, strict=True))
         except csv.Error:
             continue
-        score = len(known.intersection(re.sub(r"[\s_-]", "", name).lower() for name in names))
+        keys = [re.sub(r"[\s_-]", "", name).lower() for name in names]
+        score = len(_COLUMN_KEYS.intersection(keys))
         if score > best[0]:
-            best = (score, separator, names)
-    return best[1], best[2]
+            best = (score, separator, names, keys)
+    return best[1:]
 
 
 # ======================================================================================================================
@@ -1285,7 +1282,8 @@ def _sniff_separator(header: str) -> Tuple[str, List[str]]:
 #
 #   Seq     counts from 1 without a gap: it is the order of events, clocks jump
 #   Time    local time with its offset, milliseconds
-#   Event   store, import, a change of a certificate, or restore: a person has accepted an old copy of the store
+#   Event   store, import, a change of a certificate, reveal: a person has seen its secrets, or restore: a person has
+#           accepted an old copy of the store
 #   Detail  a JSON object, only for kinds that need more than the columns
 #   Digest  first 16 hex digits of SHA-256(digest of the line before + this line up to its last comma): the last one
 #           seals all history
@@ -1499,7 +1497,7 @@ class JournalReader:
             kind = event.kind
             if int(seq) != self.seq + 1 or (kind == "store") != (self.seq == 0) or not isinstance(event.detail, dict):
                 raise ValueError("out of order, or its detail is no object")
-        except (ValueError, csv.Error, StopIteration):
+        except (ValueError, csv.Error):
             raise self._damage("is not an event") from None
         if kind not in KINDS or (kind == "store" and event.detail.get("version") != FORMAT_VERSION):
             raise StoreError(
@@ -1834,7 +1832,7 @@ class ImportFile:
         self.offsets.extend(array(self.offsets.typecode, map(operator.add, starts, range(len(lines)))))
 
     def certificate(self, number: int) -> Certificate:
-        """Return one of them. Raises OSError, ValueError, TypeError or csv.Error where the file was changed.
+        """Return one of them. Raises OSError, ValueError or csv.Error where the file was changed.
 
         The pool is given out in order: whoever asks for the next one gets it from those that were read together.
         """
@@ -2440,7 +2438,7 @@ class Store:
                 self._open_imports.popleft().close()
         try:
             return imported.certificate(number)
-        except (OSError, ValueError, TypeError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
             imported.close()
             name = os.path.basename(imported.path)
             if isinstance(error, PermissionError):
@@ -2550,7 +2548,7 @@ class Store:
                     file.readline()
                     for data in _whole_lines(file):
                         yield list(_certificates_of(data))
-            except (OSError, ValueError, TypeError, csv.Error):
+            except (OSError, ValueError, csv.Error):
                 raise StoreUnavailable(f"{imported.path} cannot be read: put it back.") from None
 
     def new_import(self, name: str, first: int) -> ImportWriter:
