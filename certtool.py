@@ -2241,6 +2241,8 @@ class Store:
                     self._mirror.catch_up(self.folder, [os.path.basename(imported.path) for imported in self._imports])
             elif reader.torn:
                 self.notes.append(f"journal.csv ends in half a line ({len(reader.torn)} bytes), which was not read.")
+        except StoreUnavailable as error:
+            raise StoreError(str(error)) from None
         except OSError as error:
             told = f"{error.filename or f'The store {self.folder}'} cannot be read ({error.strerror})"
             raise StoreError(f"{told}: {_remedy(error)}.") from None
@@ -2329,10 +2331,7 @@ class Store:
         """Put the mark at the end of the journal; after an old copy was accepted, behind the event that says so."""
         if lost:
             self.append(Event("restore", _now(), detail=lost))
-            try:
-                self.commit()
-            except StoreUnavailable as error:
-                raise StoreError(str(error)) from None
+            self.commit()
         elif self._mark:
             self._advance_mark(self._mark)
 
@@ -2393,10 +2392,7 @@ class Store:
         self._offset = 0
         store_id = secrets.token_hex(8)
         self.append(Event("store", _now(), detail={"id": store_id, "version": FORMAT_VERSION}))
-        try:
-            self.commit()
-        except StoreUnavailable as error:
-            raise StoreError(str(error)) from None
+        self.commit()
         self._sync_folders()
         self.notes.append(f"A new, empty store was made: {self.folder}")
         others: List[str] = []
