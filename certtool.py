@@ -1872,7 +1872,7 @@ def encode_rows(columns: Columns, checksums: Sequence[int]) -> str:
 class ImportWriter:
     """A new file in imports/. It becomes part of the store when the event with its `detail` is committed."""
 
-    def __init__(self, folder: str, number: int, name: str, first: int, mirror: Optional[Mirror] = None) -> None:
+    def __init__(self, folder: str, number: int, name: str, first: int, mirror: Optional[Mirror]) -> None:
         self._mirror = mirror
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", os.path.splitext(name)[0]).strip("._")[:40] or "import"
         self.name = f"{number:06d}-{stem}.csv"
@@ -2158,7 +2158,7 @@ class Store:
         self._mark: Optional[HighWaterMark] = None
         self._digest_at_mark = ""
         self._accept = accept
-        self._mirror = Mirror(mirror, self._pass_on) if mirror else None
+        self._mirror = Mirror(mirror, lambda sentence: self.warn(sentence)) if mirror else None  # as `warn` is then
         self.lock: Optional[Lock] = None
         self._imports_folder = os.path.join(folder, "imports")
         self._journal_path = os.path.join(folder, "journal.csv")
@@ -2353,9 +2353,6 @@ class Store:
             "an old copy put back would not be noticed."
         )
 
-    def _pass_on(self, sentence: str) -> None:
-        self.warn(sentence)
-
     def _load_import(self, event: Event, state: State, progress: Progress, about: Sequence[bytes]) -> None:
         try:
             name, rows, sha256, batch = (event.detail[key] for key in ("file", "rows", "sha256", "batch"))
@@ -2369,10 +2366,10 @@ class Store:
         self.adopt(imported)
 
     def _note_orphans(self) -> None:
-        used = {os.path.basename(imported.path) for imported in self._imports}
-        names = self._numbered_imports()
-        for name in sorted(set(names) - used) if self.writer else ():  # to a reader it may be an import under way
-            self.notes.append(f"imports/{name} was never completed or taken back, so it is ignored.")
+        if self.writer:  # to a reader it may be an import under way
+            used = {os.path.basename(imported.path) for imported in self._imports}
+            for name in sorted(self._numbered_imports().keys() - used):
+                self.notes.append(f"imports/{name} was never completed or taken back, so it is ignored.")
 
     def _open_journal(self, reader: JournalReader) -> None:
         if self._mirror and not reader.seq:
@@ -2381,28 +2378,25 @@ class Store:
         _restrict(self._journal)
         if reader.torn:
             self._cut_torn_tail(reader)
-        self._offset = reader.offset
         if reader.seq:
+            self._offset = reader.offset
             self._codec = JournalWriter(reader.seq, reader.digest)
             self._committed = (reader.seq, reader.digest)
             os.fsync(self._journal)  # its last writer may have ended before it was told that this is on the disk
             self._sync_folders()
             return
         os.ftruncate(self._journal, 0)
-        self._offset = 0
         store_id = secrets.token_hex(8)
         self.append(Event("store", _now(), detail={"id": store_id, "version": FORMAT_VERSION}))
         self.commit()
         self._sync_folders()
         self.notes.append(f"A new, empty store was made: {self.folder}")
-        others: List[str] = []
         with contextlib.suppress(OSError):  # where it matters, _open_mark says so
-            others = os.listdir(self._marks) if self._marks else []
-        if others:
-            self.notes.append(
-                "This PC has had another store before. What was given out from that one and is imported here goes out "
-                "again: if it was the store of this line, stop, and put it back."
-            )
+            if self._marks and os.listdir(self._marks):
+                self.notes.append(
+                    "This PC has had another store before. What was given out from that one and is imported here goes "
+                    "out again: if it was the store of this line, stop, and put it back."
+                )
         self._open_mark(store_id)
 
     def _sync_folders(self) -> None:
