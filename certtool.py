@@ -2294,65 +2294,6 @@ class Store:
         progress("reading the journal", size, size)
         return reader
 
-    # -- high-water mark -----------------------------------------------------------------------------------------------
-
-    def _open_mark(self, store_id: str) -> None:
-        if self._marks is None or not re.fullmatch("[0-9a-f]{16}", store_id):
-            return
-        try:
-            self._mark = HighWaterMark(self._marks, store_id, self.writer)
-        except OSError as error:
-            if self.writer:
-                self._lose_mark(error)
-
-    def _check_mark(self, reader: JournalReader) -> Mapping[str, Any]:
-        """Refuse an old copy, or return what an accepted one lacks, for its event."""
-        mark = self._mark
-        if mark and reader.seq > 1 and not mark.seq:
-            self.notes.append(
-                "This PC sees this store for the first time. If it is a copy, no other PC may serve it from now on: "
-                "each would give out the same certificates."
-            )
-        old = mark and mark.seq and mark.digest != self._digest_at_mark
-        if self._accept is not None and not old:
-            raise Refused("This store is not an old copy: there is nothing to accept.")
-        if not mark or not old:
-            return {}
-        if self._accept is None:
-            raise StoreError(
-                f"{self.folder} is not the latest copy of this store: this PC recorded event {mark.seq}, and the "
-                f"journal {'ends with' if reader.seq < mark.seq else 'has another one, up to'} {reader.seq}. Serving "
-                "it would give out again what is in devices. Put the latest copy back; if there is none, find those "
-                "devices, and say so with certtool.py accept-restore --reason TEXT."
-            )
-        return {**self._accept, "marked": mark.seq, "found": reader.seq}
-
-    def _move_mark(self, lost: Mapping[str, Any]) -> None:
-        """Put the mark at the end of the journal; after an old copy was accepted, behind the event that says so."""
-        if lost:
-            self.append(Event("restore", _now(), detail=lost))
-            self.commit()
-        elif self._mark:
-            self._advance_mark(self._mark)
-
-    def _advance_mark(self, mark: HighWaterMark) -> None:
-        seq, digest = self._committed
-        try:
-            if seq <= mark.seq and digest != mark.digest:
-                mark.reset()
-            mark.put(seq, digest)
-        except OSError as error:
-            self._lose_mark(error)
-
-    def _lose_mark(self, error: OSError) -> None:
-        if self._mark:
-            self._mark.close()
-            self._mark = None
-        self.warn(
-            f"This PC cannot remember how far the store has come ({error.strerror}: {self._marks or 'no profile'}), so "
-            "an old copy put back would not be noticed."
-        )
-
     def _load_import(self, event: Event, state: State, progress: Progress, about: Sequence[bytes]) -> None:
         try:
             name, rows, sha256, batch = (event.detail[key] for key in ("file", "rows", "sha256", "batch"))
@@ -2417,6 +2358,65 @@ class Store:
             f"journal.csv ended in half a line, never acknowledged: its {len(reader.torn)} bytes are in {name} now."
         )
 
+    # -- high-water mark -----------------------------------------------------------------------------------------------
+
+    def _open_mark(self, store_id: str) -> None:
+        if self._marks is None or not re.fullmatch("[0-9a-f]{16}", store_id):
+            return
+        try:
+            self._mark = HighWaterMark(self._marks, store_id, self.writer)
+        except OSError as error:
+            if self.writer:
+                self._lose_mark(error)
+
+    def _check_mark(self, reader: JournalReader) -> Mapping[str, Any]:
+        """Refuse an old copy, or return what an accepted one lacks, for its event."""
+        mark = self._mark
+        if mark and reader.seq > 1 and not mark.seq:
+            self.notes.append(
+                "This PC sees this store for the first time. If it is a copy, no other PC may serve it from now on: "
+                "each would give out the same certificates."
+            )
+        old = mark and mark.seq and mark.digest != self._digest_at_mark
+        if self._accept is not None and not old:
+            raise Refused("This store is not an old copy: there is nothing to accept.")
+        if not mark or not old:
+            return {}
+        if self._accept is None:
+            raise StoreError(
+                f"{self.folder} is not the latest copy of this store: this PC recorded event {mark.seq}, and the "
+                f"journal {'ends with' if reader.seq < mark.seq else 'has another one, up to'} {reader.seq}. Serving "
+                "it would give out again what is in devices. Put the latest copy back; if there is none, find those "
+                "devices, and say so with certtool.py accept-restore --reason TEXT."
+            )
+        return {**self._accept, "marked": mark.seq, "found": reader.seq}
+
+    def _move_mark(self, lost: Mapping[str, Any]) -> None:
+        """Put the mark at the end of the journal; after an old copy was accepted, behind the event that says so."""
+        if lost:
+            self.append(Event("restore", _now(), detail=lost))
+            self.commit()
+        elif self._mark:
+            self._advance_mark(self._mark)
+
+    def _advance_mark(self, mark: HighWaterMark) -> None:
+        seq, digest = self._committed
+        try:
+            if seq <= mark.seq and digest != mark.digest:
+                mark.reset()
+            mark.put(seq, digest)
+        except OSError as error:
+            self._lose_mark(error)
+
+    def _lose_mark(self, error: OSError) -> None:
+        if self._mark:
+            self._mark.close()
+            self._mark = None
+        self.warn(
+            f"This PC cannot remember how far the store has come ({error.strerror}: {self._marks or 'no profile'}), so "
+            "an old copy put back would not be noticed."
+        )
+
     # -- reading and recording -----------------------------------------------------------------------------------------
 
     def certificate(self, number: int) -> Certificate:
@@ -2434,6 +2434,17 @@ class Store:
             if isinstance(error, PermissionError):
                 raise StoreUnavailable(f"imports/{name} cannot be read ({error.strerror}): {_remedy(error)}.") from None
             raise StoreUnavailable(f"imports/{name} cannot be read: put it back and start again.") from None
+
+    def all_certificates(self) -> Iterator[List[Certificate]]:
+        """Yield the certificates of all import files, in order, some thousands at a time. Raises as `certificate`."""
+        for imported in self._imports:
+            try:
+                with _open_to_read(imported.path) as file:
+                    file.readline()
+                    for data in _whole_lines(file):
+                        yield list(_certificates_of(data))
+            except (OSError, ValueError, csv.Error):
+                raise StoreUnavailable(f"{imported.path} cannot be read: put it back.") from None
 
     def append(self, event: Event) -> None:
         """Add an event to the next commit. Raises StoreUnavailable where nothing can be recorded any more."""
@@ -2529,17 +2540,6 @@ class Store:
             self.stop("A failed record could not be taken back: check the disk, and start again.")
 
     # -- importing -----------------------------------------------------------------------------------------------------
-
-    def all_certificates(self) -> Iterator[List[Certificate]]:
-        """Yield the certificates of all import files, in order, some thousands at a time. Raises as `certificate`."""
-        for imported in self._imports:
-            try:
-                with _open_to_read(imported.path) as file:
-                    file.readline()
-                    for data in _whole_lines(file):
-                        yield list(_certificates_of(data))
-            except (OSError, ValueError, csv.Error):
-                raise StoreUnavailable(f"{imported.path} cannot be read: put it back.") from None
 
     def new_import(self, name: str, first: int) -> ImportWriter:
         """Start a file for certificates numbered from `first`. Raises StoreUnavailable."""
