@@ -2202,12 +2202,12 @@ class Store:
     def is_new(self) -> bool:
         """Say whether a writer makes a new store here. Raises StoreError where one may not look."""
         try:
-            os.stat(self._journal_path)
-        except (FileNotFoundError, NotADirectoryError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.stat(self._journal_path)
+                return False
             return not self._numbered_imports()
         except OSError as error:
             raise StoreError(f"The store {self.folder} cannot be read ({error.strerror}): check its rights.") from None
-        return False
 
     def _numbered_imports(self) -> Dict[str, int]:
         """Return the files in imports/ that are or were to be a part of a store, with their numbers."""

@@ -133,6 +133,15 @@ def test_a_store_that_one_may_not_look_into_is_not_taken_for_an_empty_one(line: 
             read_store(moved)
 
 
+@posix_only
+def test_a_folder_without_a_journal_whose_imports_one_may_not_list_is_not_taken_for_an_empty_store() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        (Path(name) / "imports").mkdir(0)
+        with unprivileged(), pytest.raises(StoreError, match=r"cannot be read \(Permission denied\): check its rights"):
+            Store(name, writer=False).is_new()
+
+
 def test_a_server_that_looks_back_waits_for_no_program_that_has_the_journal_open(
     line: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
