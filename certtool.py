@@ -138,7 +138,7 @@ STOP_SECONDS = 2.0  # for the last replies to be taken once serving ends
 
 DEVICE_ID_LENGTH = 64  # characters (contract)
 FIELD_LENGTH = 64  # characters (contract)
-RECORD_LINES = 1000  # lines that a quoted field may span before its quote counts as never closed
+RECORD_LINES = 1000  # lines that a quoted field may span, else its quote is not closed; a header stands in so many
 LINE_LENGTH = 1 << 18  # characters of a line of an identity file that are looked at, and about that many of a row
 MAX_WRONG = 100_000  # rows of the files of an import that are listed; each takes about 1 KB of memory
 MAX_PRODUCTS = 1000  # of an identity file; where there are far more, the wrong column is named ProductKey
@@ -256,7 +256,7 @@ class StoreError(CertToolError):
 
 
 class StoreBusy(StoreError):
-    """Another process holds the store's lock. `holder` is what it wrote about itself: pid, command, address, token."""
+    """Another process holds the store's lock. `holder` is what it wrote about itself: see `Lock.announce`."""
 
     def __init__(self, message: str, holder: Mapping[str, Any]) -> None:
         super().__init__(message)
@@ -1411,7 +1411,8 @@ def decode_event(body: bytes) -> Tuple[str, Event]:
 
 
 class JournalReader:
-    """Decodes a journal line by line. After each event `offset`, `seq` and `digest` stand behind its line.
+    """Decodes a journal line by line. At each event `seq` and `digest` are those of its line; `offset` moves behind it
+    when the next one is asked for.
 
     `torn` is what follows the last line end: a write that was cut short. Iterating raises StoreError at any other
     damage and names the line. With `about`, parts of lines, most of the other lines are passed over: they are only
@@ -1539,7 +1540,7 @@ IMPORT_COLUMNS = (*COLUMNS, "CRC32")
 IMPORT_HEADER = ",".join(IMPORT_COLUMNS).encode() + b"\n"
 MARK_LENGTH = 12 + 1 + DIGEST_LENGTH + 1 + DIGEST_LENGTH + 1  # bytes of a line: seq, digest, and a digest over both
 OPEN_IMPORTS = 16  # import files kept open for reading
-READ_BYTES = 1 << 17  # of an import file in one step
+READ_BYTES = 1 << 17  # of an import file, or of a file that the mirror copies, in one step
 READ_AHEAD = 50  # certificates read together where they are given out in order
 LOOK_BACK_BYTES = 1 << 18  # of the journal in one step
 TORN_READS = 5  # a reader beside a writer may meet half a line: look again before calling it torn
