@@ -1482,9 +1482,8 @@ class JournalReader:
         except (ValueError, csv.Error):
             return None, []
         expected = list(map(str, range(self.seq + 1, self.seq + 1 + len(lines))))
-        if list(seqs) != expected or list(ends) != digests or not set(kinds) <= KINDS - {"store"}:
-            return None, []
-        if set(map(type, details)) != {dict}:
+        in_order = seqs == expected and ends == digests and set(kinds) <= KINDS - {"store"}
+        if not in_order or set(map(type, details)) != {dict}:
             return None, []
         return Events(kinds, times, product_keys, device_names, device_ids, stations, details), digests
 
@@ -2215,7 +2214,7 @@ class Store:
         names = os.listdir(self._imports_folder) if os.path.isdir(self._imports_folder) else []
         return {name: int(name[:6]) for name in names if re.match(r"\d{6}-", name)}
 
-    def load(self, state: State, progress: Optional[Progress] = None, about: Sequence[str] = ()) -> None:
+    def load(self, state: State, progress: Progress = lambda *told: None, about: Sequence[str] = ()) -> None:
         """Bring a new `state` to what the files say. Raises StoreError and changes nothing where they are damaged.
 
         A reader may be `about` some DeviceNames or DeviceIDs: the state then knows only what concerns these, in far
@@ -2226,7 +2225,7 @@ class Store:
                 raise StoreError(
                     f"There is no store at {self.folder}: import a file first, or name the store with --data."
                 )
-            reader = self._replay(state, progress or (lambda what, done, total: None), self._names_of(about))
+            reader = self._replay(state, progress, self._names_of(about))
             self._last_import = max(self._numbered_imports().values(), default=0)
             if reader.seq == 0 and self._last_import:
                 raise StoreError(
