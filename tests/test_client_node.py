@@ -377,6 +377,22 @@ def test_a_reply_that_came_while_the_program_burned_another_device_is_not_late(w
         assert server.connections == 2
 
 
+@pytest.mark.parametrize("which", ["node", "Node 12"])
+def test_a_request_whose_time_passed_while_the_program_burned_another_device_takes_no_certificate(which: str) -> None:
+    code = """
+    const sdk = require(process.argv[1]);
+    const done = (text) => console.log(text);
+    sdk.req_dev_cert(process.argv[2], 'a1SampleWf0', null, done, { timeout: 500, retries: 0 });
+    const burn = () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000);
+    process.nextTick(() => process.nextTick(burn));  // the connection stands by then, and nobody has seen it yet
+    """
+    node = node_12() if which == "Node 12" else need("node")
+    with hostile.serve("plain") as server:
+        answer = json.loads(run_node(code, SDK, f"127.0.0.1:{server.port}", node=node))
+        assert answer == {"Status": "Timeout", "Message": "The server could not be reached in time."}
+        assert server.requests == []
+
+
 # The calls of the vendor's page, with its ProductKey; only the server's port is ours.
 VENDORS_SAMPLE = """
 var http = require('http');

@@ -129,10 +129,15 @@ function post(server, body, share, rest, repeatable, turn) {
 
     waitFor(share);
     request.on('socket', (socket) => {
-      socket.on('connect', () => {
+      socket.prependListener('connect', () => { // before the request is sent
+        const left = start + rest - process.uptime() * 1000;
+        if (!repeatable && left <= 0) {
+          late(); // nothing was sent, and nobody would wait for the certificate
+          return;
+        }
         connected = true;
         if (!repeatable) {
-          waitFor(Math.max(1, start + rest - process.uptime() * 1000));
+          waitFor(Math.max(1, left));
         }
       });
     });
