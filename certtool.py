@@ -3500,7 +3500,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
         self.deadline = server.now + REQUEST_SECONDS
         self.buffer: Union[bytes, bytearray] = b""
         self.head: Optional[Head] = None
-        self.request_head = NO_HEAD  # of the request that runs
+        self.path, self.request_head = "", NO_HEAD  # of the request that runs
         self.body_start = 0  # in the buffer, once there is a head
         self.body = b""
         self.unsent = b""
@@ -3683,7 +3683,7 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.refuse(error)
         except Exception as error:
             self.refuse(self.server.unexpected(error))
-        self.body, self.request_head = b"", NO_HEAD
+        self.body, self.path, self.request_head = b"", "", NO_HEAD
 
     def _manages(self, head: Head) -> bool:
         """Say whether this is for management, which has checks of its own."""

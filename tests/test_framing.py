@@ -359,8 +359,9 @@ def test_replies_that_nobody_takes_are_let_go_where_they_take_too_much_memory(
     [
         (head_of(b" " * 60_000, b"Content-Length: 60000"), 400),
         (head_of(b" " * 60_000, b"Content-Length: 70000"), 413),
+        (ask("long path").replace(b"/", b"/" + b"x" * 16_000, 1), 200),
     ],
-    ids=["answered", "refused before its end"],
+    ids=["answered", "refused before its end", "of a long path"],
 )
 def test_a_connection_keeps_nothing_of_a_request_that_is_answered(
     data: bytes, status: int, inside: Callable[..., Inside]
@@ -369,7 +370,7 @@ def test_a_connection_keeps_nothing_of_a_request_that_is_answered(
     with server.connect(data) as client:
         assert server.answer(client)[0] == status
         (handler,) = server.server.connections
-        kept = handler.body, handler.buffer, handler.request_head.headers
+        kept = handler.body, handler.buffer, handler.path, handler.request_head.headers
         assert not any(kept), "of thousands of connections it is all memory"
 
 
