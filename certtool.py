@@ -2492,31 +2492,29 @@ class Store:
     def look_back(self, needles: Sequence[bytes], within: Optional[int] = None) -> Iterator[Optional[Event]]:
         """Yield the committed events whose lines hold one of `needles`, oldest first, and None as a place to pause.
 
-        `within` limits it to that many bytes at the journal's end. Raises StoreUnavailable where it cannot be opened.
+        `within` limits it to that many bytes at the journal's end. Raises StoreUnavailable where it cannot be read.
         """
         end = self._offset
         offset = 0 if within is None else max(0, end - within)
         rest = None if offset else b""  # None: in the middle of a line
-        opener = None if self.writer else _open  # a server cannot wait
         try:
-            file = open(self._journal_path, "rb", opener=opener)  # noqa: SIM115 - closed below
+            with open(self._journal_path, "rb", opener=None if self.writer else _open) as file:  # a server cannot wait
+                file.seek(offset)
+                while offset < end:
+                    data = file.read(min(LOOK_BACK_BYTES, end - offset))
+                    if not data:
+                        return
+                    offset += len(data)
+                    whole, _, tail = ((rest or b"") + data).rpartition(b"\n")
+                    if any(needle in whole for needle in needles):
+                        for line in whole.split(b"\n")[rest is None :]:
+                            if any(needle in line for needle in needles):
+                                with contextlib.suppress(ValueError, csv.Error):  # the header
+                                    yield decode_event(line.rpartition(b",")[0])[1]
+                    rest = tail
+                    yield None
         except OSError as error:
             raise StoreUnavailable(f"journal.csv cannot be read ({error.strerror}): {_remedy(error)}.") from None
-        with file:
-            file.seek(offset)
-            while offset < end:
-                data = file.read(min(LOOK_BACK_BYTES, end - offset))
-                if not data:
-                    return
-                offset += len(data)
-                whole, _, tail = ((rest or b"") + data).rpartition(b"\n")
-                if any(needle in whole for needle in needles):
-                    for line in whole.split(b"\n")[rest is None :]:
-                        if any(needle in line for needle in needles):
-                            with contextlib.suppress(ValueError, csv.Error):  # the header
-                                yield decode_event(line.rpartition(b",")[0])[1]
-                rest = tail
-                yield None
 
     def _is_untouched(self) -> bool:
         """No other program has changed the journal, or put another file in its place."""

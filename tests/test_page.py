@@ -585,6 +585,22 @@ def test_a_history_that_cannot_be_read_is_no_defect_to_report(server: StartServe
     assert page.ask("certificate", fields) == (503, {"Status": "StoreUnavailable", "Message": told})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/mem, which can be opened and not be read")
+def test_nor_is_a_history_on_a_bad_spot_of_the_disk(inside: Callable[..., Inside]) -> None:
+    server = inside(1)
+    given = server.server.service.request(PRODUCT, "device", "station", certtool._now())
+    name = given.certificate.credential.device_name
+    server.server.service.commit()
+    server.journal.rename(server.journal.with_name("elsewhere.csv"))
+    server.journal.symlink_to("/proc/self/mem")
+    page = certtool.Page(server.server, "who")
+    server.turn()
+    told = "journal.csv cannot be read (Input/output error): check the store's disk."
+    assert server.notices[-1:] == [told]
+    with pytest.raises(certtool.StoreUnavailable, match=re.escape(told)):
+        list(page._certificate(cast("certtool.CertRequestHandler", None), name, PRODUCT))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no file in use")
 def test_a_start_that_cannot_look_back_tells_why_the_shift_begins_with_it(inside: Callable[..., Inside]) -> None:
     server = inside(1)
