@@ -1629,6 +1629,19 @@ def _open_to_read(path: str) -> BinaryIO:
     return open(path, "rb", opener=_open)
 
 
+def _open_in_steps(path: str) -> Generator[None, None, BinaryIO]:
+    """As `_open_to_read`, for what a server reads: it answers devices meanwhile."""
+    deadline = time.monotonic() + ANTIVIRUS_SECONDS
+    while True:
+        try:
+            return open(path, "rb")
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > deadline:
+                raise
+        yield
+        time.sleep(0.002)
+
+
 def _remedy(error: OSError) -> str:
     """Say what to do where the store's disk refused a call."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -1817,7 +1830,7 @@ class ImportFile:
 
     def find_rows(self) -> Generator[None, None, None]:
         """Note where the rows of a new file start, a part in each step. Raises OSError."""
-        with _open_to_read(self.path) as file:
+        with (yield from _open_in_steps(self.path)) as file:
             offset = len(file.readline())
             for data in _whole_lines(file):
                 self.add_offsets(data.splitlines(), offset)
@@ -2498,7 +2511,7 @@ class Store:
         offset = 0 if within is None else max(0, end - within)
         rest = None if offset else b""  # None: in the middle of a line
         try:
-            with open(self._journal_path, "rb", opener=None if self.writer else _open) as file:  # a server cannot wait
+            with (yield from _open_in_steps(self._journal_path)) as file:
                 file.seek(offset)
                 while offset < end:
                     data = file.read(min(LOOK_BACK_BYTES, end - offset))
