@@ -4723,6 +4723,7 @@ const SENTENCES = [
   [/^A running server takes files of 256 MiB.*/, "运行中的服务器最多接受 256 MiB 的文件：请停止服务器后再导入。"],
   [/^This PC has no memory for so long.*/, "本机内存不足，无法接收这么大的文件：请拆分文件。"],
   [/^This page is locked.*/, "此页面已锁定：请用 certtool.py serve 启动时显示的链接打开。"],
+  [/^(.+) cannot be read \((.+)\): check the store's disk.*/, "无法读取 $1（$2）：请检查库所在的磁盘。"],
   [/^(.+) cannot be read \((.+)\).*/, "无法读取 $1（$2）：请在其他程序中关闭它，或检查其权限。"],
   [/^(.+) cannot be read: put it back.*/, "无法读取 $1：请恢复该文件后重新启动。"],
   [/^A device of the file got another certificate meanwhile.*/, "文件中的某个设备刚刚得到了另一个证书：请重新导入。"],

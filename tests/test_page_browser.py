@@ -607,6 +607,7 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
         "More than 100,000 rows are wrong, so the rest was not read: is that the right file?",
         "The file names more than 1,000 ProductKeys: is that the right column?",
         "imports/000001-a.csv cannot be read (Permission denied): close it in other programs, or check its rights.",
+        "journal.csv cannot be read (Input/output error): check the store's disk.",
         "There is no certificate of this DeviceName in the store: check the name and --product-key.",
         "The record could not be written (no memory), so nothing was given out: close other programs.",
         "Another program changed imports/000002-b.csv at once: find out which, and import again.",
@@ -632,6 +633,8 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
     ]
     for sentence in sentences:
         assert re.search(r"[\u4e00-\u9fff]{2}", page.evaluate("sentence => say(sentence)", sentence)), sentence
+    of_disks = [sentence for sentence in sentences if "disk" in sentence]
+    assert all("\u78c1\u76d8" in page.evaluate("sentence => say(sentence)", sentence) for sentence in of_disks)
     event = page.evaluate("result('refused: It is not allocated: there is nothing to release.')")
     assert not re.search("[a-z]", event)
 
