@@ -514,6 +514,12 @@ def test_a_clock_that_goes_back_makes_no_wait_longer(build: Build, tmp_path: Pat
     assert (got.result, count) == (TIMEOUT, 1)
 
 
+def test_a_clock_that_is_set_right_meanwhile_wastes_no_certificate(build: Build, good: Path) -> None:
+    env = {"CLOCK": "1000000", "BACK": "14000"}
+    [(got, count)] = replay(build(REPLAY, *SANITIZED), [0, KEY, "", 99], [good], **env)
+    assert (got.result, got.DeviceName, count) == (0, "HostileDevice", 1)
+
+
 @pytest.mark.parametrize(
     ("action", "product_key", "device_id"),
     [

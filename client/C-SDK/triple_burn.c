@@ -654,12 +654,15 @@ typedef struct {
     bool sent;       /* the server may know of the request */
 } attempt;
 
-/* A clock that went back, as one of 32 bits does after 49 days, ends the wait too: no deadline is that far away. */
+/* A clock that went back, as one of 32 bits does after 49 days, ends the wait too: no deadline is that far away. One
+ * that was set right by some seconds does not: the reply to a device without DeviceID is worth a certificate. */
 static uint32_t time_left(uint64_t deadline)
 {
     uint64_t left = deadline - HAL_UptimeMs();
 
-    return left <= TRIPLE_TOTAL_MS ? (uint32_t)left : 0;
+    if (left > TRIPLE_TOTAL_MS)
+        return left / 2 > TRIPLE_TOTAL_MS ? 0 : TRIPLE_TOTAL_MS;
+    return (uint32_t)left;
 }
 
 static int from_hal(int code)

@@ -35,7 +35,7 @@ void HAL_Triple_Log(const char *line);
 void *HAL_Malloc(uint32_t size); /* NULL when there is none; only send_req() allocates */
 void HAL_Free(void *pointer);    /* NULL is allowed */
 void HAL_SleepMs(uint32_t ms);
-uint64_t HAL_UptimeMs(void); /* never goes back; if it does, the request under way has no time left */
+uint64_t HAL_UptimeMs(void); /* never goes back; if it does by more than seconds, the request under way ends */
 
 #ifdef __cplusplus
 }

@@ -77,6 +77,7 @@ int main(int argc, char **argv)
 
         memory_refuse = getenv("REFUSE") != NULL ? (unsigned)atoi(getenv("REFUSE")) : 0;
         memory_break = getenv("BREAK") != NULL ? (unsigned)atoi(getenv("BREAK")) : 0;
+        memory_back = getenv("BACK") != NULL ? strtoull(getenv("BACK"), NULL, 10) : 0;
         memory_clock = getenv("CLOCK") != NULL ? strtoull(getenv("CLOCK"), NULL, 10) : 0;
         memory_serve(text, length, (size_t)atoi(argv[5]), getenv("SILENT") != NULL);
         request(atoi(argv[2]), argv[3], argv[4], "127.0.0.1", TRIPLE_BUFFER_SIZE);

@@ -7,7 +7,7 @@
 
 char memory_sent[4096];
 size_t memory_sent_length;
-uint64_t memory_clock;
+uint64_t memory_clock, memory_back;
 unsigned memory_connections, memory_refuse, memory_break;
 
 static const char *answer;
@@ -60,7 +60,8 @@ int HAL_Triple_Recv(int socket, char *buffer, size_t size, uint32_t timeout_ms)
     size_t count = answer_length - answered;
 
     (void)socket;
-    memory_clock++;
+    memory_clock += 1 - memory_back;
+    memory_back = 0;
     if (timeout_ms > TRIPLE_TOTAL_MS)
         abort();
     if (count == 0 && answer_silent) {

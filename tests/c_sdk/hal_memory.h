@@ -12,6 +12,7 @@ void memory_serve(const char *reply, size_t length, size_t piece, int silent);
 extern char memory_sent[4096];
 extern size_t memory_sent_length;
 extern uint64_t memory_clock; /* what HAL_UptimeMs() counts on from; it goes back to 0 after 32 bits */
+extern uint64_t memory_back;  /* by so much it is set back when something is next received */
 extern unsigned memory_connections;
 
 /* Let that many connections be refused first, and that many sends fail after their first byte. */
