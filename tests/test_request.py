@@ -85,26 +85,26 @@ def test_a_hostile_server_gives_a_station_the_right_certificate_or_one_error_in_
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "told"),
     [
-        "silent",
-        "cut body",
-        "reset",
-        "wrong CRC",
-        "HTML",
-        "status 500",
-        "slow drip",
-        "another product",
-        "long DeviceID",
-        "status 503 then OK",
+        ("silent", "did not answer within 0 s: check its address and port, the cable and the firewall."),
+        ("cut body", "sent something that is no whole HTTP answer: check its address and port"),
+        ("reset", "is not reachable ("),
+        ("wrong CRC", "is wrong: do not burn it."),
+        ("HTML", "and no JSON object: is that a certtool?"),
+        ("status 500", "500"),
+        ("slow drip", "did not answer within 0 s: "),
+        ("another product", "answered for another product or device: do not burn it."),
+        ("long DeviceID", "answered for another product or device: do not burn it."),
+        ("status 503 then OK", "could not record it: "),
     ],
 )
 def test_a_station_without_a_device_id_asks_once_since_each_request_may_take_a_certificate(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patient(monkeypatch, 0.3, 3)
+    patient(monkeypatch, 0.3 if "within" in told else 5.0, 3)
     with hostile.serve(kind) as server:
-        with pytest.raises(product.CertToolError):
+        with pytest.raises(product.CertToolError, match=re.escape(told)):
             product.Station("127.0.0.1", server.port).request(KEY, "")
         assert server.connections == 1
 
@@ -327,7 +327,10 @@ def test_a_played_line_that_runs_dry_says_how_often_and_exits_1(server: StartSer
     at = f"127.0.0.1:{server('--import', SAMPLE).port}"
     done = certtool("request", KEY, "--server", at, "--count", "13", "--stations", "2", ok=1)
     assert re.search(r"^10 answers in .*: .* a second\.$", done.stdout, re.MULTILINE), done.stdout
+    latencies = "p50 X, p90 X, p99 X, max X".replace("X", r"\d+\.\d")
+    assert re.search(rf"^Latency in ms: {latencies}\.$", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^3 times: .*410 PoolExhausted", done.stdout, re.MULTILINE), done.stdout
+    assert done.stderr == "certtool: The line did not run clean: see above.\n"
     assert "10 different certificates, 0 given to two devices." in done.stdout
 
 
@@ -347,6 +350,8 @@ def test_the_report_of_a_line_counts_each_certificate_that_only_two_devices_got(
     told = report.as_json()
     assert (told["certificates"], told["duplicates"], told["answers"], told["rate"]) == (3, 2, 100, 50.0)
     assert told["latency_ms"] == {"p50": 51.0, "p90": 91.0, "p99": 100.0, "max": 100.0}
+    none = product.LineReport().as_json()  # interrupted before any station began
+    assert (none["rate"], none["latency_ms"]["max"], none["duplicates"]) == (0, 0, 0)
 
 
 def test_the_devices_of_a_played_line_are_named_as_asked_and_else_as_in_no_other_line() -> None:
