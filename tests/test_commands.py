@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import errno
@@ -18,7 +19,7 @@ import threading
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 import pytest
 
@@ -688,6 +689,35 @@ def test_a_number_that_is_none_is_not_told_to_be_of_something_else(certtool: Run
     assert "argument --count: a whole number, 1 or more" in told
 
 
+@pytest.mark.parametrize(
+    ("kind", "last", "beyond"),
+    [
+        (program._port, ["0", "65535"], ["65536", "-1", "00000080", "8O", " 80"]),
+        (program._count, ["1", "9" * 12], ["0", "00", "9" * 13, "1.0", "+1"]),
+        (program._stations, ["1", "1000"], ["0", "1001", "00001", "two"]),
+        (lambda text: program._server(f"pc:{text}")[1], ["1", "65535"], ["0", "65536", "", "+80"]),
+    ],
+)
+def test_a_number_is_taken_up_to_its_limits_and_no_further(kind: Any, last: List[str], beyond: List[str]) -> None:
+    assert [kind(text) for text in last] == list(map(int, last))
+    for text in beyond:
+        with pytest.raises(argparse.ArgumentTypeError):
+            kind(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("line-pc", ("line-pc", 8000)),
+        ("192.168.1.10:80", ("192.168.1.10", 80)),
+        ("[::1]", ("::1", 8000)),
+        ("[fe80::1%eth0]:81", ("fe80::1%eth0", 81)),
+    ],
+)
+def test_a_server_is_named_with_or_without_its_port(text: str, address: Tuple[str, int]) -> None:
+    assert program._server(text) == address
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="arguments are text there")
 def test_a_host_that_is_no_text_is_refused_in_a_sentence(certtool: RunCerttool, store: Path) -> None:
     refused = sentence(certtool("serve", "0", "--host", "b\udcff", "--data", store, ok=1).stderr)
@@ -708,6 +738,22 @@ def test_a_host_that_is_no_text_is_refused_in_a_sentence(certtool: RunCerttool, 
 )
 def test_a_network_of_ipv4_may_be_written_as_ipv6(network: str, meant: str) -> None:
     assert program._network(network) == meant
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("import x.csv --batch", "batch"),
+        ("query --batch", "batch"),
+        ("release lamp-0001 --reason", "reason"),
+        ("void lamp-0001 --reason", "reason"),
+        ("accept-restore --reason", "reason"),
+    ],
+)
+def test_a_text_that_no_file_can_hold_is_kept_as_far_as_it_can_be(command: str, name: str) -> None:
+    options = program._parser().parse_args([*command.split(), "scrap\udcff"])
+    getattr(options, name).encode("utf-8")
+    assert getattr(options, name).startswith("scrap")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="arguments are text there")
