@@ -459,8 +459,8 @@ def test_only_a_table_on_a_terminal_ends_early_and_only_one_that_does_says_so(
         assert program.main(["query", "--data", str(used)]) == 0
         assert ("... only the first" in capsys.readouterr().out) == (limit == 19)
     monkeypatch.setattr(program, "TABLE_LIMIT", 5)
-    for style, lines in (("csv", 21), ("json", 20)):
-        assert program.main(["query", "--format", style, "--data", str(used)]) == 0
+    for options, lines in ((["--format", "csv"], 21), (["--format", "json"], 20), (["--limit", "7"], 2 + 7 + 1)):
+        assert program.main(["query", *options, "--data", str(used)]) == 0
         assert len(capsys.readouterr().out.splitlines()) == lines
 
 
@@ -678,6 +678,14 @@ def test_a_wrong_command_line_ends_with_2_and_changes_nothing(
     assert done.stdout == ""
     assert re.match(r"certtool( \w+)?: (error: )?\S", done.stderr.splitlines()[-1])
     assert not store.exists()
+
+
+@pytest.mark.parametrize("option", ["--product-key", "--product-secret", "--product-id"])
+def test_an_option_whose_value_no_certificate_can_have_is_named(
+    option: str, capsys: pytest.CaptureFixture[str], store: Path
+) -> None:
+    assert program.main(["import", str(SAMPLE), option, "white space", "--data", str(store)]) == 2
+    assert sentence(capsys.readouterr().err).startswith(f"{option}: ")
 
 
 def test_a_store_without_a_name_is_not_taken_for_another_one(certtool: RunCerttool) -> None:
@@ -910,15 +918,26 @@ def test_a_store_that_another_command_writes_to_is_not_entered(certtool: RunCert
         assert len(listed(certtool, used)) == 20
 
 
-@pytest.mark.parametrize("command", ["release", "void", "import"])
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("release", b""),
+        ("void", b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"Status": "OK"'),
+        ("import", b"HTTP/1.1 200 OK\r\n\r\nno JSON"),
+    ],
+)
 def test_who_did_not_hear_whether_it_happened_is_told_to_look_before_it_is_done_again(
-    command: str, certtool: RunCerttool, used: Path
+    command: str, answer: bytes, certtool: RunCerttool, used: Path
 ) -> None:
     """Meanwhile another device may have the certificate: a second release would give it to a third."""
 
     def record_and_end() -> None:
         with listener.accept()[0] as connection:
             connection.recv(65536)
+            connection.sendall(answer)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
 
     name = listed(certtool, used, "--device-id", "MAC-A")[0]["DeviceName"]
     arguments = ["import", SAMPLE] if command == "import" else [command, name, "--reason", "x"]
@@ -960,11 +979,12 @@ def test_an_operation_that_a_failed_sync_ends_is_not_told_to_have_changed_nothin
     assert listed(certtool, used, name)[0]["Status"] == "Unallocated"
 
 
+@pytest.mark.parametrize("error", [KeyError("no password database entry"), OSError("the same"), ImportError("no pwd")])
 def test_an_operator_whom_the_system_has_no_name_for_may_void(
-    certtool: RunCerttool, used: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, certtool: RunCerttool, used: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nameless() -> str:
-        raise KeyError("no password database entry")
+        raise error
 
     monkeypatch.setattr("getpass.getuser", nameless)
     name = listed(certtool, used)[0]["DeviceName"]
