@@ -640,6 +640,20 @@ def test_a_certificate_is_found_in_whichever_two_of_the_stores_it_is(
     assert last.startswith("certtool: 1 findings: see above")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no folder has such a name there")
+def test_a_store_whose_name_commands_a_terminal_is_not_obeyed_by_verify(
+    store: Path, inline: RunCerttool, tmp_path: Path
+) -> None:
+    evil = tmp_path / "\x1b[2J"
+    for folder in (evil, store):
+        inline("import", SAMPLE, "--data", folder)
+    right, *twice, gone = inline("verify", store, evil / "none", "--data", evil, ok=1).stdout.splitlines()
+    assert right.endswith(": all is right.")
+    assert {"are also in" in text for text in twice} == {True}
+    assert "/?[2J/none: " in gone
+    assert all("?[2J" in text and text.isprintable() for text in (right, *twice, gone))
+
+
 def test_verify_finds_that_a_store_is_an_old_copy(store: Path, marked: Path, certtool: RunCerttool) -> None:
     assert marked.is_file()
     assert "all is right" in certtool("verify", "--data", store).stdout

@@ -209,11 +209,14 @@ def test_a_server_that_cannot_start_says_why(
     assert not store.exists() or not list((store / "imports").iterdir())
 
 
-def test_the_start_shows_the_addresses_and_the_stock_of_each_product(server: StartServer, tmp_path: Path) -> None:
+def test_the_start_shows_the_addresses_and_the_stock_of_each_product(
+    server: StartServer, store: Path, tmp_path: Path
+) -> None:
     running = server("--import", SAMPLE, "--import", identities.write(tmp_path / "pool.csv", 200), "--host", "0.0.0.0")
     for product, stock in ((WIFI, "10 of 10"), ("a1SampleBt0", "10 of 10")):
         assert f"Product {product}: {stock} certificates left  *** LOW: import more\n" in running.output
     assert f"Product {PRODUCT}: 200 of 200 certificates left\n" in running.output
+    assert re.search(rf"^certtool \S+, CRC32 by .+, store {re.escape(str(store))}$", running.output, re.MULTILINE)
     [ready] = [text for text in running.output.splitlines() if text.startswith("Waiting for client request")]
     addresses = re.findall(r"http://([0-9.]+):(\d+)", ready)
     assert addresses[0] == ("127.0.0.1", str(running.port))
@@ -222,6 +225,13 @@ def test_the_start_shows_the_addresses_and_the_stock_of_each_product(server: Sta
             client.sendall(ask("MAC-1", "Connection: close"))
             [(status, _)] = replies(b"".join(iter(lambda: client.recv(65536), b"")))
         assert status == 200
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="the addresses are not known there")
+def test_the_address_that_devices_on_the_network_use_is_among_those_that_are_shown(lan: str) -> None:
+    shown = program._lan_addresses()
+    assert lan in shown
+    assert not [address for address in shown if address.startswith("127.")], "for no other PC"
 
 
 def test_a_server_without_certificates_says_what_to_do_and_serves_them_once_imported(
