@@ -121,7 +121,7 @@ def test_a_client_that_only_connects_gets_nothing(line: Server) -> None:
         ask("lf").replace(b"\r\n", b"\n"),
         ask("mixed").replace(b"\r\n\r\n", b"\r\n\n"),
         b"\r\n" + ask("empty line first"),
-        ask("many headers", *(f"X{number}: 1" for number in range(90))),
+        ask("100 headers", *(f"X{number}: 1" for number in range(98))),
         b"\r\n\r\n" + ask("two empty lines"),
         ask("other types", "Content-Type: text/plain"),
         ask("no space").replace(b": ", b":", 2),

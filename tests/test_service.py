@@ -250,7 +250,7 @@ def test_a_file_of_nothing_but_wrong_rows_is_not_read_to_its_end_and_takes_no_me
     assert 1000 < report.rejected < 1200, "many files may hold as many together as one"
     assert [error["file"] for error in report.errors[-1:]] == ["601.csv"]
     few = Upload.of("few.csv", b"ProductKey,DeviceName,DeviceSecret\n" + b"x\n" * 1000)
-    assert import_files(line.service, upload([NEW]), few, how=SKIP_BAD).imported == 1
+    assert import_files(line.service, few, upload([NEW]), how=SKIP_BAD).imported == 1
 
 
 def test_a_file_whose_product_keys_are_another_column_is_refused_before_the_page_must_show_them_all(
