@@ -273,6 +273,7 @@ def test_a_server_on_any_address_of_this_pc_is_reached_by_its_commands(
     shown = re.findall(r"http://(\S+):\d+[/ \n]", running.output)
     assert len(shown) >= 2, "the page and the devices"
     for address in shown:
+        assert address.startswith("[") == (":" in address), "as a browser and a firmware want it"
         with socket.create_connection((address.strip("[]"), running.port), PATIENCE) as client:
             client.sendall(ask("MAC-1", "Connection: close", product=WIFI))
             assert b"200 OK" in client.recv(1000)
