@@ -39,10 +39,10 @@ class PageClient:
         return self.server.post(fields, f"/certtool/{operation}", headers=self.headers(**headers))
 
     def upload(self, name: str, data: bytes, **options: Any) -> Tuple[int, Dict[str, Any]]:
-        """Hand over an identity file."""
+        """Hand over an identity file; the answer comes when all of it is imported."""
         head = json.dumps({"options": options, "files": [[name, len(data)]]}).encode()
         headers = self.headers(Content_Type="application/octet-stream")
-        return self.server.post(head + b"\n" + data, "/certtool/import", headers=headers)
+        return self.server.post(head + b"\n" + data, "/certtool/import", headers=headers, timeout=100)
 
     def get(self, path: str, **headers: Optional[str]) -> Tuple[int, bytes]:
         """Get a path with the cookie."""

@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, Generator, List, Optional, cast
@@ -779,19 +780,13 @@ def test_the_page_sees_how_far_an_import_is_and_devices_are_served_meanwhile(
     running = server("--import", SAMPLE)
     page = PageClient(running)
     data = write(tmp_path / "big.csv", 900_000).read_bytes()  # figures are a second old
-    done = threading.Event()
-
-    def upload() -> None:
-        page.upload("big.csv", data, batch="big")
-        done.set()
-
-    thread = threading.Thread(target=upload)
-    thread.start()
     seen = set()
-    while not done.is_set():
-        assert running.request(WIFI, "device-1")[0] == 200
-        seen.add(page.ask("line", {})[1]["importing"])
-    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        upload = pool.submit(page.upload, "big.csv", data, batch="big")
+        while not upload.done():
+            assert running.request(WIFI, "device-1")[0] == 200
+            seen.add(page.ask("line", {})[1]["importing"])
+    assert upload.result()[1]["Report"]["imported"] == 900_000
     assert seen - {None, 0}
     assert page.upload("big.csv", data, batch="big")[1]["Report"]["duplicates"] == 900_000
 
