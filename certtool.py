@@ -249,10 +249,14 @@ class StoreUnavailable(CertToolError):
 
 
 class StoreError(CertToolError):
-    """The store cannot be opened: in use, not readable, not writable, damaged. It was not changed."""
+    """The store cannot be opened: in use, not readable, not writable, damaged. It was not changed.
+
+    But its folder may have been closed to other users: `notes` say so, where there is no Store to ask.
+    """
 
     http_status = 503
     code = "StoreUnavailable"
+    notes: Sequence[str] = ()
 
 
 class StoreBusy(StoreError):
@@ -2185,7 +2189,11 @@ class Store:
         self._events: List[Event] = []  # of the next commit
         self.broken = ""
         self._last_import = 0  # the highest number of a file in imports/
-        self._open_folder(command)
+        try:
+            self._open_folder(command)
+        except StoreError as error:
+            error.notes = self.notes
+            raise
 
     # -- opening and recovery ------------------------------------------------------------------------------------------
 
@@ -2201,10 +2209,10 @@ class Store:
         try:
             new = not os.path.isdir(folder)
             _make_folder(folder)
-            changes = _forbid_changes(folder)
+            self.notes += filter(None, [_forbid_changes(folder)])
             self.lock = Lock(os.path.join(folder, "lock"), command)
             _make_folder(self._imports_folder)
-            self.notes += filter(None, [changes, _keep_private(folder)])
+            self.notes += filter(None, [_keep_private(folder)])
         except OSError as error:
             self.close()
             other = ", or use another --data" if new else ""  # else what was given out from this one would go out again
@@ -6267,7 +6275,11 @@ def _open_store(
     """Open and load the store, or what is `about` some names; say on stderr what was found there. Raises StoreError."""
     marks = marks_folder() if writer or options.command == "import" else None  # a dry run refuses what an import would
     mirror = getattr(options, "mirror", None) or ""
-    store = Store(store_folder(options.data), options.command, writer, marks, mirror, accept)
+    try:
+        store = Store(store_folder(options.data), options.command, writer, marks, mirror, accept)
+    except StoreError as error:
+        _print_notes(error.notes)
+        raise
     state, progress = State(), _ProgressLine()
     try:
         store.load(state, progress, about)
@@ -6276,9 +6288,13 @@ def _open_store(
         raise
     finally:
         progress.done()
-        for note in store.notes:  # what was done stays done, also where the start then fails
-            print(f"certtool: {printable(note)}", file=sys.stderr)
+        _print_notes(store.notes)  # what was done stays done, also where the start then fails
     return store, state
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"certtool: {printable(note)}", file=sys.stderr)
 
 
 # -- serve -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -916,6 +917,20 @@ def test_a_store_that_another_command_writes_to_is_not_entered(certtool: RunCert
             holder = f"certtool import (process {os.getpid()})"
             assert refused == f"The store {used} is in use by {holder}: wait until it is done."
         assert len(listed(certtool, used)) == 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such rights")
+def test_a_folder_that_is_closed_to_other_users_is_told_of_also_where_a_server_holds_the_store(
+    certtool: RunCerttool, server: StartServer, store: Path
+) -> None:
+    server("--import", SAMPLE)
+    name = listed(certtool, store)[0]["DeviceName"]
+    changed = f"certtool: Other users of this PC could change {store}: from now on only you can.\n"
+    for command in (["import", SAMPLE], ["void", name, "--reason", "scrap"]):
+        for rights, told in ((0o777, changed), (0o755, "")):
+            store.chmod(rights)
+            assert certtool(*command, "--data", store).stderr == told
+            assert stat.S_IMODE(store.stat().st_mode) == 0o755
 
 
 @pytest.mark.parametrize(
