@@ -2228,7 +2228,8 @@ class Store:
                 return False
             return not self._numbered_imports()
         except OSError as error:
-            raise StoreError(f"The store {self.folder} cannot be read ({error.strerror}): check its rights.") from None
+            what = error.filename if error.filename == self._imports_folder else f"The store {self.folder}"
+            raise StoreError(f"{what} cannot be read ({error.strerror}): check its rights.") from None
 
     def _numbered_imports(self) -> Dict[str, int]:
         """Return the files in imports/ that are or were to be a part of a store, with their numbers."""

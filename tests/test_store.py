@@ -137,8 +137,10 @@ def test_a_store_that_one_may_not_look_into_is_not_taken_for_an_empty_one(line: 
 def test_a_folder_without_a_journal_whose_imports_one_may_not_list_is_not_taken_for_an_empty_store() -> None:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
-        (Path(name) / "imports").mkdir(0)
-        with unprivileged(), pytest.raises(StoreError, match=r"cannot be read \(Permission denied\): check its rights"):
+        imports = Path(name) / "imports"
+        imports.mkdir(0)
+        told = f"{imports} cannot be read (Permission denied): check its rights"
+        with unprivileged(), pytest.raises(StoreError, match=re.escape(told)):
             Store(name, writer=False).is_new()
 
 
