@@ -4715,6 +4715,8 @@ const SENTENCES = [
   [/^No certificate of product (.+) is left.*/, "产品 $1 已没有证书：请立即添加。"],
   [/^The record could not be written \(no memory\).*/, "内存不足，无法写入记录，未分配任何证书：请关闭其他程序。"],
   [/^The record could not be written \((.+)\).*/, "无法写入记录（$1），因此没有分配任何证书：请检查磁盘空间和权限。"],
+  [/^(?:An|The) import (?:file )?could not be \w+ \((.+)\): close it.*/,
+    "无法写入导入文件（$1）：请在其他程序中关闭它，或检查其权限和磁盘。"],
   [/^(?:An|The) import (?:file )?could not be \w+ \((.+)\).*/, "无法写入导入文件（$1）：请检查磁盘空间和权限。"],
   [/^Another program changed (imports\/.+) at once.*/, "其他程序立即改动了 $1：请查明原因后重新导入。"],
   [/^Another program changed journal\.csv.*/, "其他程序改动了 journal.csv：请查明原因后重新启动。"],
@@ -4733,7 +4735,7 @@ const SENTENCES = [
   [/^This PC has no memory for so long.*/, "本机内存不足，无法接收这么大的文件：请拆分文件。"],
   [/^This page is locked.*/, "此页面已锁定：请用 certtool.py serve 启动时显示的链接打开。"],
   [/^(.+) cannot be read \((.+)\): check the store's disk.*/, "无法读取 $1（$2）：请检查库所在的磁盘。"],
-  [/^(.+) cannot be read \((.+)\).*/, "无法读取 $1（$2）：请在其他程序中关闭它，或检查其权限。"],
+  [/^(.+) cannot be read \((.+)\).*/, "无法读取 $1（$2）：请在其他程序中关闭它，或检查其权限和磁盘。"],
   [/^(.+) cannot be read: put it back.*/, "无法读取 $1：请恢复该文件后重新启动。"],
   [/^A device of the file got another certificate meanwhile.*/, "文件中的某个设备刚刚得到了另一个证书：请重新导入。"],
 ];

@@ -608,6 +608,8 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
         "The file names more than 1,000 ProductKeys: is that the right column?",
         "imports/000001-a.csv cannot be read (Permission denied): close it in other programs, or check its rights.",
         "journal.csv cannot be read (Input/output error): check the store's disk.",
+        "journal.csv cannot be read (Permission denied): close it in other programs, or check its rights and disk.",
+        "The import could not be written (Access denied): close it in other programs, or check its rights and disk.",
         "There is no certificate of this DeviceName in the store: check the name and --product-key.",
         "The record could not be written (no memory), so nothing was given out: close other programs.",
         "Another program changed imports/000002-b.csv at once: find out which, and import again.",
@@ -633,8 +635,9 @@ def test_every_sentence_of_the_server_that_the_page_may_show_is_there_in_chinese
     ]
     for sentence in sentences:
         assert re.search(r"[\u4e00-\u9fff]{2}", page.evaluate("sentence => say(sentence)", sentence)), sentence
-    of_disks = [sentence for sentence in sentences if "disk" in sentence]
-    assert all("\u78c1\u76d8" in page.evaluate("sentence => say(sentence)", sentence) for sentence in of_disks)
+    for word, meant in (("disk", "\u78c1\u76d8"), ("in other programs", "\u5176\u4ed6\u7a0b\u5e8f")):
+        told = [page.evaluate("sentence => say(sentence)", sentence) for sentence in sentences if word in sentence]
+        assert [chinese for chinese in told if meant not in chinese] == []
     event = page.evaluate("result('refused: It is not allocated: there is nothing to release.')")
     assert not re.search("[a-z]", event)
 
