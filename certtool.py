@@ -1071,6 +1071,7 @@ class IdentityFile:
         self._read = 1  # the line that the next block begins with
         self._pending: Deque[Tuple[int, str]] = deque()  # lines of the present block, numbered
         self._cut = False  # the last line was, and the rest of it comes next
+        self._split = False  # so may its line end be: a line feed that comes next is of it
         lines = itertools.islice(iter(self._next_line, None), RECORD_LINES)
         start, header = next(((n, text) for n, text in lines if text.strip()), (1, ""))
         if not header:
@@ -1136,13 +1137,16 @@ class IdentityFile:
         Of a line that is far too long comes the beginning, with more cells than a row may have, and then blank lines
         that do not count, since no step may take long.
         """
-        was_cut = self._cut
+        was_cut, was_split = self._cut, self._split
         text = "" if was_cut else self._text.read(IMPORT_SLICE)
         end = self._text.readline(LINE_LENGTH)
         self._cut = len(end) == LINE_LENGTH and end[-1] not in _LINE_END
+        self._split = end[-1:] == "\r"
         if was_cut:
             self._read -= 1
             return "\n"
+        if was_split and text[:1] == "\n":
+            text = text[1:]
         return text + end + (SEPARATORS * MAX_COLUMNS + "\n") * self._cut
 
     def _take_lines(self, text: str) -> None:

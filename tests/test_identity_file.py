@@ -266,6 +266,17 @@ def test_a_huge_cell_is_refused_and_hides_no_row_after_it(separator: str, quote:
     assert second == (3, PLAIN)
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\r\n\n"], ids=["CRLF", "CR", "CRLF and an empty line"])
+@pytest.mark.parametrize("steps", [1, 2], ids=["a long line", "a line that is too long"])
+def test_a_line_end_of_which_a_step_reads_the_first_half_ends_one_line(steps: int, end: str) -> None:
+    start = f"{HEADER},note\n{GOOD},"
+    long = "x" * (certtool.IMPORT_SLICE + steps * certtool.LINE_LENGTH - len(start) - 1)
+    rows = read(f"{start}{long}{end}{GOOD},{end}{GOOD}\n".encode())
+    lines = 2 if end.endswith("\n\n") else 1
+    assert [line for line, _ in rows] == [2, 2 + lines, 2 + 2 * lines]
+    assert [isinstance(row, str) for _, row in rows] == [steps == 2, False, True]
+
+
 class KeptOpen(io.BytesIO):
     """A file that tells how far it was read, also when its reader is gone."""
 
