@@ -3552,9 +3552,9 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             self.close()
             return
         if data and self.idle and not (self.buffer or self.waiting or self.closing or self.unsent):
-            text, _, body = data.partition(b"\r\n\r\n")
+            text, end, body = data.partition(b"\r\n\r\n")
             head = self.server.usual_heads.get(text)
-            if head and len(body) == head.length:  # as nearly always: one whole request, of a kind seen before
+            if head and end and len(body) == head.length:  # as nearly always: a whole request, of a kind seen before
                 self.body = body
                 self._dispatch(head)
                 if self.closing and self.events:

@@ -405,6 +405,22 @@ def test_a_request_may_be_split_anywhere(inside: Callable[..., Inside]) -> None:
     assert [status for answer in answers for status, _ in replies(answer)] == [200]
 
 
+def test_a_head_that_was_seen_before_is_no_request_without_its_empty_line(
+    inside: Callable[..., Inside],
+) -> None:
+    server = inside()
+    head, end, _ = post(b"").partition(b"\r\n\r\n")
+    with server.connect(head + end) as client:
+        assert server.answer(client)[0] == 400
+        client.send(head)
+        server.turn()
+        client.send(b"\r\nConnection: close" + end)
+        ((status, told, _),) = split(server.receive(client))
+    assert status == 400
+    assert "Connection: close" in told
+    assert len(server.events) == 2
+
+
 def test_a_request_may_come_byte_by_byte(inside: Callable[..., Inside]) -> None:
     server = inside()
     request = ask("slow but steady")
