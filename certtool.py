@@ -733,31 +733,30 @@ class State:
 
         It changes nothing. Raises UnknownProduct, UnknownDevice, PoolExhausted, Voided or Refused.
         """
-        product = self.products.get(command.product_key)
+        verb, product_key, device_id, device_name, station, force, detail = command
+        product = self.products.get(product_key)
         if product is None:
             raise UnknownProduct("No certificate of this ProductKey was ever imported: check it, or import its file.")
-        if command.device_name:
-            number = product.names[command.device_name]
-        elif command.device_id in product.devices:
-            number = product.devices[command.device_id]
-        elif command.verb == REQUEST:
+        if device_name:
+            number = product.names[device_name]
+        elif device_id in product.devices:
+            number = product.devices[device_id]
+        elif verb == REQUEST:
             number = self._next_free(product)
         else:
             raise _fresh(_NO_DEVICE)
-        kind = TABLE[self._status[number]][command.verb]
+        kind = TABLE[self._status[number]][verb]
         if isinstance(kind, CertToolError):
             raise _fresh(kind)
         if kind == SAME:
             return number, None
         if kind == FORCED_RELEASE:
-            if not command.force:
+            if not force:
                 raise Refused("It is Written, so its secret is in a device: release it with --force if that is scrap.")
             kind = "release"
-        device_id = command.device_id
-        if command.device_name and number < len(self._device):
+        if device_name and number < len(self._device):
             device_id = self._device[number]
-        name = self.names[number]
-        return number, _new(Event, (kind, now, product.key, name, device_id, command.station, command.detail))
+        return number, _new(Event, (kind, now, product.key, self.names[number], device_id, station, detail))
 
     def apply(self, event: Event) -> Optional[Undo]:
         """Make the event true. Returns what `restore` needs to take it back, None where no certificate changed.
@@ -3727,14 +3726,13 @@ class CertRequestHandler(http.server.BaseHTTPRequestHandler):
             product_key, device_id, verb = parse_request(self.body)
             action = ACTION_NAMES[verb]
             if verb == REQUEST:
-                given = server.service.request(product_key, device_id, self.station, now)
-                name, device_id = given.certificate.credential.device_name, given.device_id
-                result = RESULTS[given.kind]
-                reply = format_certificate(given.certificate, device_id, server.crc_as_int)
+                certificate, device_id, kind = server.service.request(product_key, device_id, self.station, now)
+                name = certificate.credential.device_name
+                reply = format_certificate(certificate, device_id, server.crc_as_int)
             else:
                 name, kind = server.service.report(product_key, device_id, verb, self.station, now)
-                result = RESULTS[kind]
                 reply = format_acknowledgement(product_key, device_id)
+            result = RESULTS[kind]
             self.reply(200, reply, recorded=True)
         except CertToolError as error:
             result, why = f"refused: {error.code}", str(error)
