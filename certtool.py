@@ -1309,10 +1309,11 @@ csv.field_size_limit(0x7FFF_FFFF)  # what we wrote we must be able to read; csv'
 
 _SIGNS = r"=+\-@\uff1d\uff0b\uff0d\uff20"  # a formula begins with one, to some spreadsheets also in full width
 _BEGINS_AS_FORMULA = re.compile(rf"[{_SIGNS}'\t\r\n]").match
-_PLAIN = re.compile(rf"[^{_SIGNS}'\",\t\r\n][^\",\r\n]*").fullmatch  # a cell that stands in a line as it is
+_PLAIN_CELL = rf"[^{_SIGNS}'\",\t\r\n][^\",\r\n]*"  # one that stands in a line as it is
+_PLAIN = re.compile(_PLAIN_CELL).fullmatch
+_PLAIN_CELLS = re.compile(4 * f"{_PLAIN_CELL},").fullmatch  # four of them, and an empty one
 _OTHER_KIND = re.compile(rf"\n\d+,[^,\n]*,(?!({'|'.join(KINDS)}),)".encode()).search  # behind a line end
 _PART_THAT_RUNS = re.compile(rf";[\s\"]*(?=[{_SIGNS}])")  # to a spreadsheet whose cells end at `;`
-_PLAIN_CELLS = re.compile(4 * rf"(?![{_SIGNS}'\t])[^\",\r\n]*,").fullmatch  # four of them, and an empty one
 
 
 def encode_cell(text: str) -> str:
