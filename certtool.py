@@ -138,7 +138,7 @@ STOP_SECONDS = 2.0  # for the last replies to be taken once serving ends
 
 DEVICE_ID_LENGTH = 64  # characters (contract)
 FIELD_LENGTH = 64  # characters (contract)
-RECORD_LINES = 1000  # lines that a quoted field may span, else its quote is not closed; a header stands in so many
+RECORD_LINES = 1000  # lines in which a header must stand, and that a field may span before its quote is called open
 LINE_LENGTH = 1 << 18  # characters of a line of an identity file that are looked at, and about that many of a row
 MAX_WRONG = 100_000  # rows of the files of an import that are listed; each takes about 1 KB of memory
 MAX_PRODUCTS = 1000  # of an identity file; where there are far more, the wrong column is named ProductKey
