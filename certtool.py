@@ -3510,8 +3510,8 @@ class RequestEvent(NamedTuple):
 class CertRequestHandler(http.server.BaseHTTPRequestHandler):
     """One connection. `feed` takes what has arrived; `do_POST` and `do_GET` run over a whole request, never a part.
 
-    The base class reads and writes blocking streams; this one keeps its vocabulary (`path`, `do_...`)
-    and leaves the streams to the loop.
+    The base class reads and writes blocking streams; this one keeps its vocabulary (`path`, `do_...`) and leaves
+    the streams to the loop.
     """
 
     server: CertServer

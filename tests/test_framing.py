@@ -550,7 +550,7 @@ def test_those_that_sent_very_many_requests_at_once_take_a_small_part_of_a_turn(
         clients = connected(server, crowd, 4)
         monkeypatch.setattr(certtool, "MAX_PIPELINED", 1)
         monkeypatch.setattr(certtool, "TURN_SECONDS", 100.0)
-        monkeypatch.setattr(certtool, "AGAIN_SECONDS", -1.0, raising=False)
+        monkeypatch.setattr(certtool, "AGAIN_SECONDS", -1.0)
         for client in clients:
             client.send(ask("x") * 9)
         server.turn(1)
